@@ -1,0 +1,266 @@
+"""The one typed tree of settings: files and `--set` are read here and nowhere else."""
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from btray.errors import UserError
+
+
+class Section(BaseModel):
+    """A frozen part of the tree: unknown keys are refused, every field has a docstring."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class ImageConfig(Section):
+    """How encoded bytes become the network's input; travels in the bundle."""
+
+    size: int = Field(128, ge=32, le=1024)
+    """Side of the square input, in pixels."""
+    fit: Literal["letterbox", "stretch"] = "letterbox"
+    """`letterbox` keeps the aspect ratio and pads with black; `stretch` does not."""
+    mean: float = Field(0.18, ge=0, le=1)
+    """Mean subtracted after scaling to 0..1, in units of full scale."""
+    std: float = Field(0.18, gt=0, le=1)
+    """Divisor after the mean, in units of full scale."""
+
+
+class DataConfig(Section):
+    """What is read and in which portions."""
+
+    dataset: str | None = None
+    """Data set made by `btray data import` or `btray data phantom`: folder or URI."""
+    batch_size: int = Field(32, ge=1)
+    """Images in one optimizer step over all workers together."""
+    evaluation_batch_size: int = Field(128, ge=1)
+    """Images in one forward pass of a worker during validation."""
+
+
+class AugmentConfig(Section):
+    """Random changes of training batches; ranges are symmetric around 'no change'."""
+
+    enabled: bool = True
+    """False trains on the images as they are."""
+    rotation: float = Field(15.0, ge=0, le=180)
+    """Largest rotation, in degrees."""
+    translation: float = Field(0.08, ge=0, le=0.5)
+    """Largest shift along each axis, as a fraction of the side."""
+    scale: float = Field(0.12, ge=0, lt=0.9)
+    """Largest relative change of size."""
+    shear: float = Field(5.0, ge=0, le=45)
+    """Largest shear, in degrees."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a left-right flip."""
+    brightness: float = Field(0.15, ge=0, le=1)
+    """Largest shift of intensity, as a fraction of full scale."""
+    contrast: float = Field(0.25, ge=0, lt=1)
+    """Largest relative change of contrast around the image's mean."""
+    gamma: float = Field(0.25, ge=0, lt=1)
+    """Largest relative change of the exponent applied to intensities."""
+    noise: float = Field(0.03, ge=0, le=1)
+    """Largest standard deviation of added Gaussian noise, as a fraction of full scale."""
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: str = "btray_cnn"
+    """An architecture timm knows (`resnet18`, `vgg16_bn` …) or our own `btray_cnn`."""
+    dropout: float = Field(0.3, ge=0, lt=1)
+    """Dropout before the classifier, as a probability."""
+
+
+class TrainConfig(Section):
+    """Optimisation, workers and their recovery."""
+
+    epochs: int = Field(30, ge=1)
+    """Most passes over the training split."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is with Nesterov momentum 0.9."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate for one optimizer step of `data.batch_size` images."""
+    weight_decay: float = Field(0.02, ge=0)
+    """Decoupled weight decay (AdamW) or L2 (SGD); not applied to biases and norms."""
+    warmup_epochs: float = Field(1.0, ge=0)
+    """Epochs of linear warm-up before the cosine decay to zero."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Probability mass spread over all classes."""
+    class_weights: bool = False
+    """Weigh the loss by inverse class frequency of the training split."""
+    gradient_clip: float = Field(5.0, ge=0)
+    """Largest global norm of the gradient; 0 turns clipping off."""
+    patience: int = Field(10, ge=0)
+    """Epochs without a better validation macro-F1 before stopping; 0 never stops early."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; `auto` is bfloat16 on accelerators that support it, else float32."""
+    workers: int = Field(1, ge=1)
+    """Data-parallel training processes."""
+    cpus_per_worker: int | None = Field(None, ge=1)
+    """CPU cores (and intra-op threads) a worker; by default the machine's cores shared out."""
+    gpu: Literal["auto", "always", "never"] = "auto"
+    """`auto` gives every worker a GPU when the cluster has enough of them."""
+    max_failures: int = Field(3, ge=0)
+    """Times a lost worker, node or process is replaced and the last checkpoint resumed."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints with the best validation macro-F1 that are kept, besides the latest."""
+
+
+class RunConfig(Section):
+    """Where a run's checkpoints, log and bundle go."""
+
+    storage: str = "runs"
+    """Folder or URI (`s3://bucket/prefix`) that holds runs."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder of this run inside `storage`; by default made of model, date and time."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    """Seeds weights, order, augmentation and dropout."""
+    image: ImageConfig = ImageConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.batch_size % self.train.workers:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size} does not divide evenly over "
+                f"train.workers={self.train.workers}; make it a multiple"
+            )
+        if self.train.warmup_epochs >= self.train.epochs and self.train.warmup_epochs > 0:
+            raise ValueError(
+                f"train.warmup_epochs={self.train.warmup_epochs:g} leaves nothing of "
+                f"train.epochs={self.train.epochs}; make it smaller"
+            )
+        return self
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or none), apply `section.field=value` overrides, and validate.
+
+    Raises:
+        UserError: unreadable file, unknown key (nearest valid name given), wrong type
+            or impossible combination, each with the path of the field.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply_override(tree, override)
+    _refuse_unknown(tree, Config, "")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("configuration: " + "; ".join(_describe(e) for e in error.errors())) from None
+
+
+def dump_config(config: BaseModel) -> str:
+    """Return the whole resolved tree as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of sections, not {_kind(tree)}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set {override}: write it as section.field=value")
+    try:
+        value = yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    if isinstance(value, str):
+        value = _number(value)
+    for key in keys[:-1]:
+        branch = tree.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise UserError(f"--set {override}: {key} is a value, not a section")
+        tree = branch
+    tree[keys[-1]] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads `1e-3` as text; people mean the number."""
+    try:
+        return float(text) if text[:1] in "+-.0123456789" else text
+    except ValueError:
+        return text
+
+
+def _refuse_unknown(tree: Mapping[str, Any], section: type[BaseModel], prefix: str) -> None:
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if key not in section.model_fields:
+            raise UserError(f"configuration: unknown key {path}{_nearest(path)}")
+        branch = _section(section.model_fields[key].annotation)
+        if branch is not None and isinstance(value, Mapping):
+            _refuse_unknown(value, branch, f"{path}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any annotation
+    choices = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    for choice in choices or (annotation,):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
+
+
+def field_paths(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Return every dotted path of the tree, sections included."""
+    paths = []
+    for key, field in section.model_fields.items():
+        paths.append(f"{prefix}{key}")
+        branch = _section(field.annotation)
+        if branch is not None:
+            paths += field_paths(branch, f"{prefix}{key}.")
+    return paths
+
+
+def _nearest(path: str) -> str:
+    candidates = field_paths()
+    close = difflib.get_close_matches(path, candidates, n=1, cutoff=0.6)
+    if not close:
+        leaf = path.rpartition(".")[2]
+        close = [c for c in candidates if c.rpartition(".")[2] == leaf]
+    if not close:
+        leaves = {c.rpartition(".")[2]: c for c in candidates}
+        match = difflib.get_close_matches(path.rpartition(".")[2], leaves, n=1, cutoff=0.6)
+        close = [leaves[m] for m in match]
+    return f"; did you mean {close[0]}?" if close else "; `btray config show` lists the keys"
+
+
+def _describe(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if not where:
+        return str(message)
+    return f"{where}: {message[0].lower()}{message[1:]} (got {error['input']!r})"
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a text"}.get(type(value), f"a {type(value).__name__}")

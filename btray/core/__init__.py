@@ -1,0 +1,1 @@
+"""What touches pixels, tensors or numbers. Nothing here imports Ray."""

@@ -1,0 +1,1 @@
+"""From sources to one Parquet data set, and from there to batches."""

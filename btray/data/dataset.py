@@ -1,0 +1,157 @@
+"""The Parquet data set: its schema, its manifest, and opening one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+from pydantic import ValidationError
+
+from btray.config import Section
+from btray.errors import UserError
+
+SCHEMA_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+QUARANTINE: Final = "quarantine.jsonl"
+ROWS: Final = "rows"
+SPLITS: Final = ("train", "validation", "test")
+EXCLUDED: Final = "excluded"
+"""The split of rows kept on record but never used: twins of test rows found in train."""
+
+SCHEMA: Final = pa.schema(
+    [
+        ("image", pa.binary()),  # encoded bytes exactly as they came
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("patient_id", pa.string()),  # null where unknown
+        ("group_id", pa.string()),  # rows of one group never stand in two splits
+        ("sha256", pa.string()),  # of the encoded bytes
+        ("pixel_sha256", pa.string()),  # of height, width and the decoded grey pixels
+        ("phash", pa.string()),  # 64-bit perceptual hash, hexadecimal
+        ("height", pa.int32()),  # pixels
+        ("width", pa.int32()),  # pixels
+        ("mode", pa.string()),  # colour mode as stored: L, RGB …
+        ("source", pa.string()),  # path relative to the source's root
+        ("plane", pa.string()),  # axial, coronal, sagittal; null where unknown
+        ("sequence", pa.string()),  # T1, T1ce, T2, FLAIR; null where unknown
+    ]
+)
+
+
+class SplitRecord(Section):
+    """How the rows were assigned to splits."""
+
+    seed: int
+    """Seed of the assignment."""
+    fractions: dict[str, float]
+    """Share of the rows asked for, a split."""
+    official_test: bool
+    """Whether the source brought a test split of its own, which was kept."""
+
+
+class Manifest(Section):
+    """`manifest.json`: what a data set holds, written last."""
+
+    schema_version: int
+    """Version of the layout and the columns."""
+    btray_version: str
+    """Version of btray that wrote it."""
+    class_names: tuple[str, ...]
+    """Class names in index order."""
+    rows: int
+    """Rows over all splits, excluded ones too."""
+    counts: dict[str, dict[str, int]]
+    """Rows by split and class."""
+    quarantined: int
+    """Files of the source that are not in the data set; listed in quarantine.jsonl."""
+    exact_duplicates: dict[str, int]
+    """`groups` of pixel-identical rows and the `images` in them."""
+    near_duplicates: dict[str, int]
+    """`groups` of near-identical rows (exact ones included) and the `images` in them."""
+    label_conflicts: int
+    """Groups of pixel-identical rows with more than one label."""
+    split: SplitRecord
+    """How the rows were assigned to splits."""
+    source: str
+    """Kind of source, such as `imagefolder` or `phantom`; no path."""
+    source_hash: str
+    """SHA-256 of the source's file names and bytes and the import's settings."""
+    content_hash: str
+    """SHA-256 over (sha256, label, split, group_id) of the sorted rows."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened data set: where it is and its manifest."""
+
+    uri: str
+    filesystem: pyarrow.fs.FileSystem
+    path: str
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Read the manifest of a data set in a folder or at a URI.
+
+        Raises:
+            UserError: nothing there, half written, damaged, or of a newer schema.
+        """
+        filesystem, path = resolve(uri)
+        try:
+            with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
+                text = stream.read().decode()
+        except FileNotFoundError:
+            raise UserError(
+                f"{uri}: no btray data set (no {MANIFEST}); make one with `btray data import`"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{uri}: cannot be read: {error}") from None
+        return cls(uri, filesystem, path, _parse_manifest(uri, text))
+
+    def count(self, split: str) -> int:
+        """Return the number of rows of one split."""
+        return sum(self.manifest.counts.get(split, {}).values())
+
+    def table(self, columns: list[str], split: str | None = None) -> pa.Table:
+        """Read columns of all rows, or of one split, in stored order."""
+        rows = pyarrow.dataset.dataset(
+            f"{self.path}/{ROWS}", schema=SCHEMA, filesystem=self.filesystem, format="parquet"
+        )
+        predicate = None if split is None else pyarrow.dataset.field("split") == split
+        return rows.to_table(columns=columns, filter=predicate)
+
+
+def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the file system of a folder or URI and the path inside it.
+
+    Raises:
+        UserError: a URI pyarrow cannot parse or whose scheme it does not know.
+    """
+    if "://" not in uri:
+        return pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{uri}: not a usable location: {error}") from None
+    return filesystem, path.rstrip("/")
+
+
+def _parse_manifest(uri: str, text: str) -> Manifest:
+    try:
+        fields = json.loads(text)
+        version = fields["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{uri}/{MANIFEST}: damaged; import the data set again") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{uri}: data set of schema version {version}, this btray reads {SCHEMA_VERSION}; "
+            "use the btray that wrote it, or import again"
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(f"{uri}/{MANIFEST}: damaged at {where}; import it again") from None

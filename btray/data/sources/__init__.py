@@ -1,0 +1,1 @@
+"""One file a source: each yields encoded images with what is known of them."""

@@ -1,0 +1,1 @@
+"""Ray Train: the one way a network is trained."""
