@@ -98,11 +98,12 @@ class Dataset:
 
         Raises:
             UserError: nothing there, half written, damaged, or of a newer schema.
+
         """
         filesystem, path = resolve(uri)
         try:
             with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
-                text = stream.read().decode()
+                text = stream.read()
         except FileNotFoundError:
             raise UserError(
                 f"{uri}: no btray data set (no {MANIFEST}); make one with `btray data import`"
@@ -116,12 +117,32 @@ class Dataset:
         return sum(self.manifest.counts.get(split, {}).values())
 
     def table(self, columns: list[str], split: str | None = None) -> pa.Table:
-        """Read columns of all rows, or of one split, in stored order."""
-        rows = pyarrow.dataset.dataset(
-            f"{self.path}/{ROWS}", schema=SCHEMA, filesystem=self.filesystem, format="parquet"
-        )
-        predicate = None if split is None else pyarrow.dataset.field("split") == split
-        return rows.to_table(columns=columns, filter=predicate)
+        """Read columns of all rows, or of one split, in stored order.
+
+        Raises:
+            UserError: rows missing or damaged.
+
+        """
+        wanted = None if split is None else pyarrow.dataset.field("split") == split
+        return self._read(columns, wanted)
+
+    def images(self, sources: list[str]) -> dict[str, bytes]:
+        """Read the encoded images of some rows, by their `source`; raises as `table`."""
+        wanted = pyarrow.dataset.field("source").isin(sources)
+        found = self._read(["source", "image"], wanted).to_pydict()
+        return dict(zip(found["source"], found["image"], strict=True))
+
+    def _read(self, columns: list[str], wanted: pyarrow.dataset.Expression | None) -> pa.Table:
+        try:
+            rows = pyarrow.dataset.dataset(
+                f"{self.path}/{ROWS}", schema=SCHEMA, filesystem=self.filesystem, format="parquet"
+            )
+            return rows.to_table(columns=columns, filter=wanted)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.uri}/{ROWS}: missing or damaged ({reason}); import the data set again"
+            ) from None
 
 
 def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -129,6 +150,7 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
     Raises:
         UserError: a URI pyarrow cannot parse or whose scheme it does not know.
+
     """
     if "://" not in uri:
         return pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
@@ -139,7 +161,7 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
-def _parse_manifest(uri: str, text: str) -> Manifest:
+def _parse_manifest(uri: str, text: bytes) -> Manifest:
     try:
         fields = json.loads(text)
         version = fields["schema_version"]

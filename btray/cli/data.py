@@ -1,0 +1,185 @@
+"""`btray data`: make data sets and look at them."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from btray.data.dataset import Dataset, Manifest
+    from btray.data.importer import ImportOptions
+    from btray.data.importer import Progress as Report
+    from btray.data.sources.base import Source
+
+app = typer.Typer(help="Make data sets and look at them.", no_args_is_help=True)
+
+Destination = Annotated[
+    str, typer.Argument(help="Data set to make: a folder or a URI (s3://…).", metavar="DST")
+]
+DatasetArgument = Annotated[str, typer.Argument(help="Data set: a folder or a URI.")]
+Validation = Annotated[float, typer.Option(help="Share of the images that go to validation.")]
+Test = Annotated[float, typer.Option(help="Share of the images that go to the test split.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace another data set at the destination.")
+]
+_PHASES = {
+    "hash": "hashing files",
+    "read": "reading and decoding",
+    "group": "grouping duplicates",
+    "write": "writing",
+}
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of class folders, or of Training/Testing or train/validation/test.",
+            metavar="SRC",
+        ),
+    ],
+    destination: Destination,
+    validation: Validation = 0.15,
+    test: Test = 0.15,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail when a file cannot be used.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Import folders of images as one data set: checked, de-duplicated, split by group."""
+    from btray.data.importer import ImportOptions
+    from btray.data.sources.imagefolder import ImageFolder
+
+    options = ImportOptions(
+        validation=validation, test=test, seed=seed, strict=strict, overwrite=overwrite
+    )
+    folder = ImageFolder(str(Path(source).expanduser().absolute()))
+    _run(folder, destination, options)
+
+
+@app.command()
+def phantom(
+    destination: Destination,
+    images: Annotated[int, typer.Option(help="Slices over all patients.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the patients and of the splits.")] = 0,
+    validation: Validation = 0.15,
+    test: Test = 0.15,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a data set of synthetic slices, for trying btray out. No medical meaning."""
+    from btray.data.importer import ImportOptions
+    from btray.data.sources.phantom_source import PhantomSource
+
+    options = ImportOptions(validation=validation, test=test, seed=seed, overwrite=overwrite)
+    _run(PhantomSource(images, seed), destination, options)
+
+
+@app.command()
+def show(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
+    per_class: Annotated[int, typer.Option(help="Slices of each class.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+) -> None:
+    """Draw a contact sheet with some slices of every class."""
+    from btray.data.dataset import Dataset
+    from btray.data.sheet import contact_sheet
+    from btray.errors import UserError
+
+    sheet = contact_sheet(Dataset.open(dataset), split, per_class, seed)
+    try:
+        out.write_bytes(sheet)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    typer.echo(str(out))
+
+
+@app.command()
+def info(
+    dataset: DatasetArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Tell what a data set holds."""
+    from btray.data.dataset import Dataset
+
+    opened = Dataset.open(dataset)
+    if as_json:
+        typer.echo(opened.manifest.model_dump_json(indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    _print_summary(console, opened.manifest)
+    console.print(f"content hash: {opened.manifest.content_hash}")
+
+
+def _run(source: "Source", destination: str, options: "ImportOptions") -> None:
+    from btray.data.dataset import Dataset
+    from btray.data.importer import run_import
+
+    with _progress() as report:
+        result = run_import(source, destination, options, report)
+    console = Console(soft_wrap=True, highlight=False)
+    if result.unchanged:
+        console.print(f"{escape(destination)}: already imported, nothing to do")
+        return
+    _print_summary(console, result.manifest)
+    _print_quarantine(console, Dataset.open(destination))
+    console.print(f"data set: {escape(destination)}")
+
+
+@contextmanager
+def _progress() -> "Iterator[Report]":
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("listing", total=None)
+
+        def report(phase: str, done: int, total: int) -> None:
+            bar.update(task, description=_PHASES[phase], completed=done, total=total)
+
+        yield report
+
+
+def _print_summary(console: Console, manifest: "Manifest") -> None:
+    table = Table("split", *manifest.class_names, "all")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    order = [s for s in ("train", "validation", "test", "excluded") if s in manifest.counts]
+    for split in order:
+        counts = [manifest.counts[split].get(name, 0) for name in manifest.class_names]
+        table.add_row(split, *(f"{count:,}" for count in counts), f"{sum(counts):,}")
+    console.print(table)
+    for name, found in (
+        ("exact duplicates", manifest.exact_duplicates),
+        ("near duplicates", manifest.near_duplicates),
+    ):
+        console.print(f"{name}: {found['groups']:,} groups, {found['images']:,} images")
+    console.print(f"label conflicts: {manifest.label_conflicts:,}")
+    console.print(f"excluded: {sum(manifest.counts.get('excluded', {}).values()):,}")
+    console.print(f"quarantined: {manifest.quarantined:,}")
+
+
+def _print_quarantine(console: Console, dataset: "Dataset") -> None:
+    from btray.data.dataset import QUARANTINE
+    from btray.data.importer import quarantine
+
+    if not dataset.manifest.quarantined:
+        return
+    for entry in quarantine(dataset, limit=5):
+        console.print(f"  {escape(entry.path)}: {escape(entry.reason)} ({entry.code})")
+    console.print(f"  all of them: {escape(dataset.uri)}/{QUARANTINE}")

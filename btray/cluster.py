@@ -1,0 +1,68 @@
+"""Ray, started or joined once, and its noise kept out of the person's terminal."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+import ray
+
+from btray.errors import UserError
+
+DATA_CPUS: Final = 2
+"""Logical CPUs a local cluster has beyond the machine's cores, so that reading and decoding
+go on while training workers hold every core."""
+
+
+def connect() -> None:
+    """Join the cluster `RAY_ADDRESS` names, or start one on this machine; idempotent.
+
+    Raises:
+        UserError: no cluster answers at `RAY_ADDRESS`.
+
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A failed or finished worker group is noticed within this time; the default is 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        _join(address)
+        return
+    ray.init(
+        address="local",
+        num_cpus=local_cores() + DATA_CPUS,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster can be joined there ({reason}); "
+            "start one with `ray start --head` or unset RAY_ADDRESS"
+        ) from None
+
+
+def local_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def log_to_file(path: Path) -> logging.Handler:
+    """Send all of Ray's driver-side log lines to a file instead of the terminal."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("ray", "ray.data", "ray.train"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    return handler

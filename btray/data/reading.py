@@ -1,0 +1,128 @@
+"""Ray Data reads a source: bytes, decoding and hashing run in workers."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import DataContext
+
+from btray.cluster import connect
+from btray.core.images import ImageError
+from btray.data.dataset import SCHEMA
+from btray.data.measure import measure
+from btray.data.sources.base import Item, Record, Source
+
+READ_SCHEMA: Final = pa.schema(
+    [field for field in SCHEMA if field.name != "group_id"]  # `split` is the official one
+    + [("thumbnail", pa.binary()), ("code", pa.string()), ("reason", pa.string())]
+)
+"""Rows read: of a refused image, only `source`, `code` and `reason` are set."""
+
+_ITEM_SCHEMA: Final = pa.schema(
+    [
+        (field.name, pa.int64() if field.name in ("number", "images") else pa.string())
+        for field in fields(Item)
+    ]
+)
+_ITEMS_PER_TASK: Final = 128
+_BYTES_PER_BLOCK: Final = 32 * 1024 * 1024
+
+
+def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
+    """Yield what a source holds as tables of READ_SCHEMA, in the items' order."""
+    connect()
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    with DataContext.current(context), _quiet():
+        tasks = ray.data.from_arrow([_item_table(some) for some in _portions(items)])
+        rows = tasks.map_batches(
+            read_items,  # type: ignore[arg-type]  # a batch is an Arrow table here
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"source": source},
+        )
+        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data's own account of the execution out of the person's terminal."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def read_items(table: pa.Table, source: Source) -> Iterator[pa.Table]:
+    """Read and measure a table of items; yields tables of READ_SCHEMA of bounded size."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for fields_ in table.to_pylist():
+        for row in _read_item(source, Item(**fields_)):
+            rows.append(row)
+            size += len(row.get("image", b""))
+            if size >= _BYTES_PER_BLOCK:
+                yield pa.Table.from_pylist(rows, schema=READ_SCHEMA)
+                rows, size = [], 0
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=READ_SCHEMA)
+
+
+def _read_item(source: Source, item: Item) -> Iterator[dict[str, Any]]:
+    try:
+        for record in source.read(item):
+            yield _row(record)
+    except ImageError as error:
+        yield _refused(item.name, error.code, str(error))
+    except OSError as error:
+        yield _refused(item.name, "unreadable", f"cannot be read: {error.strerror or error}")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    try:
+        measured = measure(record.data)
+    except ImageError as error:
+        return _refused(record.name, error.code, str(error))
+    return {
+        "image": record.data,
+        "label": record.label,
+        "split": record.split,
+        "patient_id": record.patient_id,
+        "source": record.name,
+        "plane": record.plane,
+        "sequence": record.sequence,
+        **asdict(measured),
+    }
+
+
+def _refused(name: str, code: str, reason: str) -> dict[str, Any]:
+    return {"source": name, "code": code, "reason": reason}
+
+
+def _item_table(items: tuple[Item, ...]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(item) for item in items], schema=_ITEM_SCHEMA)
+
+
+def _portions(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
+    """Cut the items into tasks of about _ITEMS_PER_TASK images."""
+    portion: list[Item] = []
+    images = 0
+    for item in items:
+        portion.append(item)
+        images += item.images
+        if images >= _ITEMS_PER_TASK:
+            yield tuple(portion)
+            portion, images = [], 0
+    if portion:
+        yield tuple(portion)

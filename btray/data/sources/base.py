@@ -1,0 +1,106 @@
+"""What a source is: a cheap listing in the driver, and bytes read inside a worker."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+MAX_BYTES: Final = 512 * 1024 * 1024
+"""Larger files are refused before they are read."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A unit of reading, such as one file; what is not known before reading is None."""
+
+    name: str
+    """Path relative to the source's root, unique in it."""
+    label: str | None = None
+    """Class name."""
+    split: str | None = None
+    """Split the source itself puts it in: train, validation or test."""
+    patient_id: str | None = None
+    plane: str | None = None
+    """Axial, coronal or sagittal."""
+    sequence: str | None = None
+    """T1, T1ce, T2 or FLAIR."""
+    number: int = 0
+    """The item's number in the source's own order."""
+    images: int = 1
+    """Images it yields."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One encoded image with what is known of it."""
+
+    name: str
+    """Path relative to the source's root, unique in it."""
+    data: bytes
+    """Encoded image exactly as it is stored."""
+    label: str
+    split: str | None = None
+    patient_id: str | None = None
+    plane: str | None = None
+    sequence: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that is not in the data set, and why."""
+
+    path: str
+    """Path relative to the source's root."""
+    code: str
+    """Stable name of the reason."""
+    reason: str
+    """The reason for a person."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything a source holds, sorted by name."""
+
+    items: tuple[Item, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Images the items are expected to yield."""
+        return sum(item.images for item in self.items)
+
+
+class Source(Protocol):
+    """Where images come from; picklable, for `read` runs in Ray workers."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind of source."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """What a person calls it in messages, such as its folder."""
+        ...
+
+    def listing(self) -> Listing:
+        """List what there is without decoding anything.
+
+        Raises:
+            UserError: nothing there, or not laid out as this source must be.
+
+        """
+        ...
+
+    def fingerprint(self, items: tuple[Item, ...]) -> str:
+        """Return a hexadecimal SHA-256 that changes with any name or content."""
+        ...
+
+    def read(self, item: Item) -> Iterator[Record]:
+        """Yield the encoded images of one item.
+
+        Raises:
+            OSError: it cannot be read.
+            ImageError: it is refused unread.
+
+        """
+        ...

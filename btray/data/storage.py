@@ -1,0 +1,256 @@
+"""Writing a data set so that it is there whole or not at all."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet
+
+from btray.data.dataset import MANIFEST, QUARANTINE, ROWS, SCHEMA, Dataset, Manifest, resolve
+from btray.data.sources.base import Rejected
+from btray.errors import UserError
+
+ROW_GROUP: Final = 512
+"""Most rows of a row group."""
+_PART_BYTES: Final = 96 * 1024 * 1024
+_PARALLEL_PARTS: Final = 8
+_PARALLEL_ROWS: Final = 800
+"""From this many rows on there are _PARALLEL_PARTS files or more."""
+_PARTIAL: Final = ".partial-"
+_REPLACED: Final = ".replaced-"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a data set is to be: a local folder or a URI."""
+
+    uri: str
+    filesystem: pyarrow.fs.FileSystem
+    path: str
+    local: bool
+
+    @classmethod
+    def parse(cls, uri: str) -> Self:
+        """Resolve a folder (links followed) or URI; raises UserError if unusable."""
+        filesystem, path = resolve(uri)
+        if not path or not uri.strip():
+            raise UserError(f"{uri!r}: not a usable location: name a folder, or a path in a bucket")
+        local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        return cls(uri, filesystem, os.path.realpath(path) if local else path, local)
+
+    def existing(self) -> Manifest | None:
+        """Return the manifest of the data set that is there, or None if it is free.
+
+        Raises:
+            UserError: something else is there, or it cannot be looked at.
+
+        """
+        names = self._names()
+        if not names:
+            return None
+        if not self.replaceable():
+            strange = ", ".join(sorted(names - {MANIFEST, QUARANTINE, ROWS})[:3]) or ROWS
+            raise UserError(
+                f"{self.uri}: not free and not just a btray data set (holds {strange}); "
+                "choose another destination"
+            )
+        return Dataset.open(self.uri).manifest
+
+    def replaceable(self) -> bool:
+        """Say whether a data set, damaged or not, and nothing else is at the destination."""
+        names = self._names()
+        return (MANIFEST in names or not self.local) and names <= {MANIFEST, QUARANTINE, ROWS}
+
+    def _names(self) -> set[str]:
+        try:
+            kind = self.filesystem.get_file_info(self.path).type
+            if kind == pyarrow.fs.FileType.NotFound:
+                return set()
+            if kind != pyarrow.fs.FileType.Directory:
+                raise UserError(f"{self.uri}: is a file; choose a folder that does not exist yet")
+            entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path))
+        except OSError as error:
+            raise UserError(f"{self.uri}: cannot be looked at: {describe(error)}") from None
+        return {entry.base_name for entry in entries}
+
+
+@dataclass
+class Staging:
+    """A place to write a data set that becomes visible when all of it is written."""
+
+    filesystem: pyarrow.fs.FileSystem
+    path: str
+    scratch: Path
+    """Local folder for intermediate files, gone afterwards."""
+    in_place: bool = False
+    """Whether `path` is the destination itself and not a folder beside it."""
+    begun: bool = False
+    """Whether anything has been written yet."""
+
+    def write_rows(self, rows: pa.Table) -> None:
+        """Write the rows [SCHEMA] as Parquet files of bounded size; to be called first."""
+        self.begun = True
+        if self.in_place:
+            _clear(self.filesystem, self.path)
+        self.filesystem.create_dir(f"{self.path}/{ROWS}", recursive=True)
+        per_part = rows_per_part(rows.num_rows, rows.nbytes)
+        columns = [name for name in SCHEMA.names if name != "image"]
+        compression = dict.fromkeys(columns, "zstd") | {"image": "none"}
+        for number, start in enumerate(range(0, rows.num_rows, per_part)):
+            with pyarrow.parquet.ParquetWriter(
+                f"{self.path}/{ROWS}/part-{number:05d}.parquet",
+                SCHEMA,
+                filesystem=self.filesystem,
+                compression=compression,
+                use_dictionary=columns,
+            ) as writer:
+                writer.write_table(rows.slice(start, per_part), row_group_size=ROW_GROUP)
+
+    def write_quarantine(self, rejected: Sequence[Rejected]) -> None:
+        """Write the list of files that are not in the data set."""
+        lines = [json.dumps(vars(entry), ensure_ascii=False) + "\n" for entry in rejected]
+        self._write(QUARANTINE, "".join(lines))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest; to be called last."""
+        self._write(MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(text.encode())
+
+
+@contextmanager
+def staged(destination: Destination) -> Iterator[Staging]:
+    """Give a place to write to and publish it at the end; on any exception remove it.
+
+    A local data set is written beside its place and renamed into it, replacing the
+    data set that is there. At a URI it is written in place, the manifest last, after
+    the old manifest and rows are removed.
+
+    Raises:
+        UserError: the place cannot be written.
+
+    """
+    try:
+        stage = _staged_locally if destination.local else _staged_remotely
+        with stage(destination) as staging:
+            yield staging
+    except OSError as error:
+        raise UserError(
+            f"{destination.uri}: cannot write the data set: {describe(error)}; "
+            "check the path, its permissions and the free space"
+        ) from None
+
+
+@contextmanager
+def _staged_locally(destination: Destination) -> Iterator[Staging]:
+    final = Path(destination.path)
+    made = [folder for folder in final.parents if not folder.exists()]
+    partial = final.with_name(f".{final.name}{_PARTIAL}{_owner()}")
+    scratch = partial / "scratch"
+    try:
+        scratch.mkdir(parents=True)
+        _remove_stale(final)
+        yield Staging(destination.filesystem, str(partial), scratch)
+        shutil.rmtree(scratch)
+        _publish(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _publish(partial: Path, final: Path) -> None:
+    if not final.exists():
+        partial.rename(final)
+        return
+    replaced = final.with_name(f".{final.name}{_REPLACED}{_owner()}")
+    final.rename(replaced)
+    try:
+        partial.rename(final)
+    except BaseException:
+        replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_stale(final: Path) -> None:
+    """Remove what dead imports to the same place left; put back a data set half replaced."""
+    for path in final.parent.glob(f".{_escaped(final.name)}{_REPLACED}*"):
+        if _dead(path) and not final.exists():
+            path.rename(final)
+        elif _dead(path):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in final.parent.glob(f".{_escaped(final.name)}{_PARTIAL}*"):
+        if _dead(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _owner() -> str:
+    """Return a name unique to this import that tells its process."""
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def _dead(path: Path) -> bool:
+    """Say whether the process that made a partial folder is known to be gone."""
+    host_and_pid, _, _ = path.name.rpartition(".")
+    host, _, pid = host_and_pid.rpartition(".")
+    if not host.endswith(f"-{socket.gethostname()}") or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextmanager
+def _staged_remotely(destination: Destination) -> Iterator[Staging]:
+    with tempfile.TemporaryDirectory(prefix="btray-import-") as scratch:
+        staging = Staging(destination.filesystem, destination.path, Path(scratch), in_place=True)
+        try:
+            yield staging
+        except BaseException:
+            if staging.begun:
+                with suppress(OSError):
+                    destination.filesystem.delete_dir(destination.path)
+            raise
+
+
+def _clear(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+    """Remove an earlier data set that is to be replaced in place, its manifest first."""
+    with suppress(FileNotFoundError):
+        filesystem.delete_file(f"{path}/{MANIFEST}")
+    with suppress(FileNotFoundError):
+        filesystem.delete_file(f"{path}/{QUARANTINE}")
+    filesystem.delete_dir_contents(f"{path}/{ROWS}", missing_dir_ok=True)
+
+
+def rows_per_part(rows: int, size: int) -> int:
+    """Return how many rows a file gets, for so many rows and bytes in all."""
+    parts = max(_PARALLEL_PARTS if rows >= _PARALLEL_ROWS else 1, -(-size // _PART_BYTES))
+    return max(1, -(-rows // parts))
+
+
+def describe(error: OSError) -> str:
+    """Return an operating system's error as one line."""
+    return " ".join(str(error.strerror or error).split())

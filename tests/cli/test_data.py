@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from btray.cli import data
+from btray.cli.data import app
+from btray.data.dataset import Dataset
+from btray.errors import UserError
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def images(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    for number, name in enumerate(("glioma", "no_tumor")):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for index in range(6):
+            rng = np.random.default_rng(number * 100 + index)
+            pixels = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8))
+            pixels.resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    (tmp_path / "images" / "glioma" / "[bold]notes.txt").write_text("x")
+    return tmp_path / "images"
+
+
+@pytest.mark.cluster
+def test_import_info_show(cluster, images, tmp_path):
+    target, sheet = tmp_path / "dataset", tmp_path / "sheet.png"
+    made = run("import", images, target)
+    assert made.exit_code == 0, made.output
+    assert "quarantined: 1" in made.stdout
+    assert "glioma/[bold]notes.txt: not named like an image" in made.stdout
+    assert str(target / "quarantine.jsonl") in made.stdout
+
+    again = run("import", images, target)
+    assert again.exit_code == 0
+    assert again.stdout.strip() == f"{target}: already imported, nothing to do"
+
+    table = run("info", target)
+    assert "validation" in table.stdout
+    assert "exact duplicates: 0 groups, 0 images" in table.stdout
+    manifest = json.loads(run("info", target, "--json").stdout)
+    assert manifest == json.loads((target / "manifest.json").read_text())
+    assert manifest["class_names"] == ["glioma", "notumor"]
+
+    shown = run("show", target, "--out", sheet, "--split", "train", "--per-class", 2)
+    assert shown.exit_code == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+    nowhere = run("show", target, "--out", tmp_path / "nowhere" / "sheet.png")
+    assert isinstance(nowhere.exception, UserError)
+
+
+@pytest.mark.cluster
+def test_phantom_is_a_data_set_split_by_patient(cluster, tmp_path):
+    target = tmp_path / "phantom"
+    made = run("phantom", target, "--images", 120, "--seed", 3)
+    assert made.exit_code == 0, made.output
+    dataset = Dataset.open(str(target))
+    assert dataset.manifest.rows == 120
+    assert dataset.manifest.source == "phantom"
+    rows = dataset.table(["patient_id", "split", "label"]).to_pylist()
+    assert all(row["patient_id"] for row in rows)
+    patients = {(row["patient_id"], row["split"]) for row in rows}
+    assert len(patients) == len({patient for patient, _ in patients})
+
+
+def test_strict_import_of_a_bad_file_is_the_users_mistake(images, tmp_path):
+    failed = run("import", images, tmp_path / "dataset", "--strict")
+    assert isinstance(failed.exception, UserError)
+    assert "1 file cannot be used" in str(failed.exception)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_info_without_a_data_set(tmp_path):
+    assert isinstance(run("info", tmp_path).exception, UserError)
+
+
+def test_the_commands_load_neither_ray_nor_torch():
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); "
+        "sys.exit(len({'ray', 'torch', 'pyarrow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, data.__file__]).returncode == 0
