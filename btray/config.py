@@ -155,15 +155,23 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         UserError: unreadable file, unknown key (nearest valid name given), wrong type
             or impossible combination, each with the path of the field.
+
     """
-    tree = _read_yaml(Path(path)) if path is not None else {}
+    tree = parse_yaml(_read(Path(path)), str(path)) if path is not None else {}
+    return resolve_config(tree, overrides)
+
+
+def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Apply overrides to a raw tree and validate it; raises as `load_config` does."""
     for override in overrides:
         _apply_override(tree, override)
     _refuse_unknown(tree, Config, "")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("configuration: " + "; ".join(_describe(e) for e in error.errors())) from None
+        raise UserError(
+            "configuration: " + "; ".join(_describe(e) for e in error.errors())
+        ) from None
 
 
 def dump_config(config: BaseModel) -> str:
@@ -171,18 +179,31 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """Return the mapping a YAML text holds; `origin` names it in errors.
+
+    Raises:
+        UserError: not YAML, or not a mapping.
+
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a configuration is a mapping of sections, not {_kind(tree)}")
+        raise UserError(f"{origin}: a configuration is a mapping of sections, not {_kind(tree)}")
     return tree
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

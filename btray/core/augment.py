@@ -52,16 +52,16 @@ def _warp(images: Tensor, maps: Tensor) -> Tensor:
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def _change_intensity(
-    images: Tensor, config: AugmentConfig, generator: torch.Generator
-) -> Tensor:
+def _change_intensity(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     count, device = len(images), images.device
 
     def draw(extent: float) -> Tensor:
         return _uniform(count, extent, generator).view(-1, 1, 1, 1).to(device)
 
-    gamma, contrast, brightness = 1 + draw(config.gamma), 1 + draw(config.contrast), draw(
-        config.brightness
+    gamma, contrast, brightness = (
+        1 + draw(config.gamma),
+        1 + draw(config.contrast),
+        draw(config.brightness),
     )
     if config.gamma:
         images = images.clamp_(min=1e-6).pow_(gamma)

@@ -34,6 +34,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
     Raises:
         ImageError: empty, unreadable, truncated, too small, too large or animated.
+
     """
     if not data:
         raise ImageError("empty", "the file is empty")
@@ -55,9 +56,7 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError("not_an_image", "not an image in a format btray reads") from None
     except Image.DecompressionBombError:
-        raise ImageError(
-            "too_large", f"more pixels than the limit of {MAX_PIXELS:,}"
-        ) from None
+        raise ImageError("too_large", f"more pixels than the limit of {MAX_PIXELS:,}") from None
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise many types on bad bytes
         raise ImageError("unreadable", f"cannot be read: {error}") from None
 

@@ -91,6 +91,7 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
     Raises:
         UserError: the name is unknown (nearest names given).
+
     """
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)

@@ -1,0 +1,57 @@
+"""The `btray` command: one file a group of commands."""
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from btray.cli import config as config_command
+from btray.cli import data as data_command
+from btray.cli.evaluate import evaluate
+from btray.cli.predict import predict
+from btray.cli.train import train
+from btray.errors import UserError
+from btray.version import __version__
+
+app = typer.Typer(
+    name="btray",
+    help="Classify brain tumours in MRI slices on Ray. Research use only: not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_command.app, name="data")
+app.add_typer(config_command.app, name="config")
+app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"btray: {error}", markup=False, highlight=False)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        Console(stderr=True).print("btray: interrupted")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,55 @@
+"""`btray train`."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from btray.cli.config import ConfigFile, Overrides
+from btray.config import load_config
+from btray.errors import UserError
+
+
+def train(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; the same as --set data.dataset=…")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; the same as --set run.name=…")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")
+    ] = None,
+) -> None:
+    """Train a network and export its best checkpoint as a bundle."""
+    settings = list(overrides or ())
+    settings += [f"data.dataset={data}"] if data else []
+    settings += [f"run.name={name}"] if name else []
+    if resume and (config or settings):
+        raise UserError("--resume goes on with the run's own settings; leave the others out")
+    from btray.train.plots import plot_history
+    from btray.train.progress import ConsoleDisplay
+    from btray.train.storage import RunFolder
+    from btray.train.trainer import fit
+
+    errors = Console(stderr=True)
+    if resume:
+        folder, resolved = RunFolder.reopen(resume)
+        if folder.finished():
+            raise UserError(f"{resume}: this run is finished; its bundle is in {resume}/bundle")
+    else:
+        resolved = load_config(config, settings)
+    with ConsoleDisplay(errors, resolved) as display:
+        run = fit(resolved, resume=resume is not None, display=display)
+    run.folder.write("curves.png", plot_history(run.history))
+    best = run.bundle.card
+    errors.print(
+        f"best epoch {best.provenance.epoch + 1}: validation accuracy "
+        f"{best.metrics['val_accuracy']:.4f}, macro-F1 {best.metrics['val_macro_f1']:.4f}; "
+        f"curves in {run.folder.uri}/curves.png",
+        highlight=False,
+        soft_wrap=True,
+    )
+    typer.echo(f"{run.folder.uri}/bundle")

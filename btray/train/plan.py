@@ -1,0 +1,57 @@
+"""How a run is laid over a cluster: workers, cores, GPUs; and whether they are there."""
+
+from dataclasses import dataclass
+
+import ray
+from ray.train import ScalingConfig
+
+from btray.cluster import DATA_CPUS
+from btray.config import TrainConfig
+from btray.errors import UserError
+
+MAX_DEFAULT_CPUS = 8
+"""Cores a worker gets at most unless told otherwise: past that a step gains little."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Resources of every training worker."""
+
+    workers: int
+    cpus: int
+    gpu: bool
+
+    def scaling(self) -> ScalingConfig:
+        """Return the same for Ray Train."""
+        return ScalingConfig(
+            num_workers=self.workers,
+            use_gpu=self.gpu,
+            resources_per_worker={"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})},
+        )
+
+
+def place(config: TrainConfig) -> Placement:
+    """Fit the workers to the connected cluster.
+
+    Raises:
+        UserError: more cores or GPUs asked for than the cluster has.
+
+    """
+    total = ray.cluster_resources()
+    usable = max(1, int(total.get("CPU", 0)) - DATA_CPUS)
+    gpus = int(total.get("GPU", 0))
+    use_gpu = config.gpu == "always" or (config.gpu == "auto" and gpus >= config.workers)
+    if config.gpu == "always" and gpus < config.workers:
+        raise UserError(
+            f"train.workers={config.workers} with train.gpu=always needs {config.workers} GPUs; "
+            f"the cluster has {gpus}"
+        )
+    default = max(1, min(MAX_DEFAULT_CPUS, usable // config.workers))
+    cpus = config.cpus_per_worker or default
+    if cpus * config.workers >= total.get("CPU", 0):
+        raise UserError(
+            f"train.workers={config.workers} with {cpus} CPUs each needs more than the cluster's "
+            f"{int(total.get('CPU', 0))} CPUs, of which one reads the data; lower train.workers "
+            "or train.cpus_per_worker"
+        )
+    return Placement(config.workers, cpus, use_gpu)

@@ -1,0 +1,23 @@
+"""Learning curves as a picture."""
+
+import io
+
+from matplotlib.figure import Figure
+
+
+def plot_history(history: list[dict[str, float]]) -> bytes:
+    """Draw loss and validation scores over the epochs; return a PNG."""
+    epochs = [row["epoch"] + 1 for row in history]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    for key, title in (("train_loss", "training"), ("val_loss", "validation")):
+        losses.plot(epochs, [row[key] for row in history], label=title, marker=".")
+    for key, title in (("val_accuracy", "accuracy"), ("val_macro_f1", "macro-F1")):
+        scores.plot(epochs, [row[key] for row in history], label=title, marker=".")
+    for axes, title in ((losses, "cross-entropy"), (scores, "validation score")):
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

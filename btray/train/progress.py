@@ -1,0 +1,134 @@
+"""What a person sees while a run trains."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from btray.config import Config
+from btray.train.board import Update
+
+
+class Display(Protocol):
+    """Shows news of a run."""
+
+    def show(self, update: Update) -> None:
+        """Take one piece of news."""
+
+
+@dataclass
+class News:
+    """What was heard of a run that its result does not tell."""
+
+    diverged: Update | None = None
+
+
+@contextmanager
+def follow(board: Any, config: Config, display: Display | None) -> Iterator[News]:  # noqa: ANN401
+    """Pass the board's news to a display, in a thread, while the body runs."""
+    news, stop = News(), threading.Event()
+    seen = 0
+
+    def drain() -> None:
+        nonlocal seen
+        for update in ray.get(board.since.remote(seen)):
+            seen += 1
+            if update["kind"] == "diverged":
+                news.diverged = update
+            if display is not None:
+                display.show(update)
+
+    def poll() -> None:
+        while not stop.wait(0.25):
+            drain()
+
+    thread = threading.Thread(target=poll, name="btray-progress", daemon=True)
+    thread.start()
+    try:
+        yield news
+        stop.set()
+        thread.join()
+        drain()
+    finally:
+        stop.set()
+        thread.join()
+
+
+class ConsoleDisplay:
+    """A live bar on a terminal and one line an epoch everywhere."""
+
+    def __init__(self, console: Console, config: Config) -> None:
+        self.console, self.config = console, config
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left at most {task.fields[left]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("", epoch="1", loss=0.0, rate=0.0, left="?", visible=False)
+        self.live = Live(self.bar, console=console, transient=True, refresh_per_second=4)
+        self.epoch_started = time.time()
+        self.attempts = 0
+
+    def __enter__(self) -> "ConsoleDisplay":
+        if self.console.is_terminal:
+            self.live.start()
+        self.console.print("[dim]starting workers and decoding the data set …[/dim]")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def show(self, update: Update) -> None:
+        """Take one piece of news."""
+        match update["kind"]:
+            case "attempt":
+                self._attempt(update)
+            case "step":
+                self._step(update)
+            case "epoch":
+                self._epoch(update)
+
+    def _attempt(self, update: Update) -> None:
+        self.attempts += 1
+        if update["epoch"] or self.attempts > 1:
+            reason = "workers replaced; " if self.attempts > 1 else ""
+            self.console.print(f"{reason}going on with epoch {update['epoch'] + 1}")
+
+    def _step(self, update: Update) -> None:
+        rate = update["images_per_second"]
+        steps_left = update["steps"] * (self.config.train.epochs - update["epoch"]) - update["step"]
+        left = timedelta(seconds=round(steps_left * self.config.data.batch_size / rate))
+        self.bar.update(
+            self.task,
+            visible=True,
+            total=update["steps"],
+            completed=update["step"],
+            epoch=f"{update['epoch'] + 1}/{self.config.train.epochs}",
+            loss=update["loss"],
+            rate=rate,
+            left=str(left),
+        )
+
+    def _epoch(self, update: Update) -> None:
+        metrics = update["metrics"]
+        self.console.print(
+            f"epoch {update['epoch'] + 1:>3}/{self.config.train.epochs}  "
+            f"train loss {metrics['train_loss']:.4f}  "
+            f"validation loss {metrics['val_loss']:.4f}  "
+            f"accuracy {metrics['val_accuracy']:.4f}  "
+            f"macro-F1 {metrics['val_macro_f1']:.4f}  "
+            f"{metrics['images_per_second']:.0f} images/s",
+            highlight=False,
+        )

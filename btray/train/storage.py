@@ -1,0 +1,115 @@
+"""A run's folder, local or in a bucket: its configuration, history, checkpoints, bundle."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import pyarrow.fs
+
+from btray.config import Config, dump_config, parse_yaml, resolve_config
+from btray.data.dataset import resolve
+from btray.errors import UserError
+
+CONFIG = "config.yaml"
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run lives."""
+
+    uri: str
+    filesystem: pyarrow.fs.FileSystem
+    parent: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The folder inside the file system."""
+        return f"{self.parent}/{self.name}"
+
+    @property
+    def local(self) -> Path | None:
+        """The folder on this machine, or None for a bucket."""
+        return Path(self.path) if "://" not in self.uri else None
+
+    @classmethod
+    def create(cls, config: Config) -> Self:
+        """Make the folder of a new run and store its configuration there.
+
+        Raises:
+            UserError: the name is in use, or the storage cannot be written.
+
+        """
+        folder = cls.locate(config.run.storage, config.run.name or _default_name(config))
+        if folder._exists(CONFIG):
+            raise UserError(
+                f"{folder.uri}: a run of this name is there already; choose another run.name, or "
+                f"continue it with `btray train --resume {folder.uri}`"
+            )
+        settled = config.model_copy(
+            update={"run": config.run.model_copy(update={"name": folder.name})}
+        )
+        folder.write(CONFIG, dump_config(settled).encode())
+        return folder
+
+    @classmethod
+    def locate(cls, storage: str, name: str) -> Self:
+        """Name the folder of a run without touching it."""
+        filesystem, parent = resolve(storage)
+        uri = f"{storage.rstrip('/')}/{name}"
+        return cls(uri if "://" in storage else f"{parent}/{name}", filesystem, parent, name)
+
+    @classmethod
+    def reopen(cls, uri: str) -> tuple[Self, Config]:
+        """Open an earlier run and read back its configuration.
+
+        Raises:
+            UserError: there is no run.
+
+        """
+        storage, _, name = uri.rstrip("/").rpartition("/")
+        folder = cls.locate(storage or ".", name)
+        if not folder._exists(CONFIG):
+            raise UserError(f"{uri}: no run to resume (no {CONFIG}); give the folder of a run")
+        with folder.filesystem.open_input_stream(f"{folder.path}/{CONFIG}") as stream:
+            text = stream.read().decode()
+        return folder, resolve_config(parse_yaml(text, f"{uri}/{CONFIG}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one small file.
+
+        Raises:
+            UserError: the storage cannot be written.
+
+        """
+        try:
+            self.filesystem.create_dir(self.path, recursive=True)
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(data)
+        except OSError as error:
+            raise UserError(f"{self.uri}: cannot be written: {error}") from None
+
+    def upload(self, directory: Path, name: str) -> None:
+        """Copy a local folder into the run's folder."""
+        target = f"{self.path}/{name}"
+        self.filesystem.create_dir(target, recursive=True)
+        pyarrow.fs.copy_files(
+            str(directory),
+            target,
+            source_filesystem=pyarrow.fs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )
+
+    def finished(self) -> bool:
+        """Say whether the run has its bundle."""
+        return self._exists(f"{BUNDLE}/bundle.json")
+
+    def _exists(self, name: str) -> bool:
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        return bool(info.type != pyarrow.fs.FileType.NotFound)
+
+
+def _default_name(config: Config) -> str:
+    return f"{config.model.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

@@ -1,0 +1,182 @@
+"""The one way a network is trained: `fit`."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig
+from ray.train.torch import TorchTrainer
+
+from btray import cluster
+from btray.config import Config
+from btray.core.bundle import Bundle
+from btray.data.dataset import Dataset
+from btray.data.stream import decode_rows
+from btray.errors import UserError
+from btray.train.board import Board
+from btray.train.export import export_bundle, read_progress
+from btray.train.plan import place
+from btray.train.progress import Display, follow
+from btray.train.storage import BUNDLE, RunFolder
+from btray.train.worker import train_worker
+
+METRIC = "val_macro_f1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: RunFolder
+    """Where it is."""
+    bundle: Bundle
+    """The best checkpoint, exported."""
+    history: list[dict[str, float]]
+    """Global metrics of every epoch."""
+
+
+def fit(config: Config, resume: bool = False, display: Display | None = None) -> Run:
+    """Train the network a configuration describes and export its best checkpoint.
+
+    With `resume`, the run called `config.run.name` goes on from its last checkpoint.
+
+    Raises:
+        UserError: nothing to train on, a run name in use, resources the cluster lacks, or
+            a loss that became NaN or infinite.
+        ray.train.TrainingFailedError: workers failed more than `train.max_failures` times.
+
+    """
+    dataset = open_training_data(config)
+    folder = RunFolder.locate(config.run.storage, config.run.name or "") if resume else None
+    cluster.connect()
+    placement = place(config.train)
+    folder = folder or RunFolder.create(config)
+    with _ray_log(folder):
+        board = Board.remote()  # type: ignore[attr-defined]
+        settings = {
+            "config": config,
+            "class_names": dataset.manifest.class_names,
+            "board": board,
+            "threads": placement.cpus,
+        }
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            scaling_config=placement.scaling(),
+            run_config=_run_config(config, folder),
+        )
+        with _decoding(dataset, config, board), follow(board, config, display) as news:
+            result = trainer.fit()
+    if news.diverged is not None:
+        raise UserError(_divergence(news.diverged, config, folder))
+    return _finish(config, dataset, folder, result)
+
+
+def open_training_data(config: Config) -> Dataset:
+    """Open the data set of a run and check that it can be trained on.
+
+    Raises:
+        UserError: no data set, an empty split, or fewer rows than one batch.
+
+    """
+    if config.data.dataset is None:
+        raise UserError("data.dataset is not set; name a data set, such as --data data/phantom")
+    dataset = Dataset.open(config.data.dataset)
+    for split in ("train", "validation"):
+        if not dataset.count(split):
+            raise UserError(f"{dataset.uri}: the {split} split is empty; import the data again")
+    if dataset.count("train") < config.data.batch_size:
+        raise UserError(
+            f"{dataset.uri}: {dataset.count('train')} training images are fewer than "
+            f"data.batch_size={config.data.batch_size}; lower it"
+        )
+    return dataset
+
+
+def _run_config(config: Config, folder: RunFolder) -> RunConfig:
+    return RunConfig(
+        name=folder.name,
+        storage_path=folder.parent,
+        storage_filesystem=folder.filesystem,
+        failure_config=FailureConfig(
+            max_failures=config.train.max_failures, controller_failure_limit=3
+        ),
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=config.train.keep_checkpoints,
+            checkpoint_score_attribute=METRIC,
+            checkpoint_score_order="max",
+        ),
+    )
+
+
+@contextmanager
+def _decoding(dataset: Dataset, config: Config, board: Any) -> Iterator[None]:  # noqa: ANN401
+    """Decode beside the start of the workers, which wait for the board to have the blocks."""
+    failure: list[BaseException] = []
+
+    def decode() -> None:
+        try:
+            blocks = decode_rows(dataset, ("train", "validation"), config.image)
+            ray.get(board.offer.remote(blocks))
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            failure.append(error)
+            ray.get(board.refuse.remote(str(error)))
+
+    thread = threading.Thread(target=decode, name="btray-decode", daemon=True)
+    thread.start()
+    try:
+        yield
+    except ray.train.TrainingFailedError:
+        if failure:
+            raise failure[0] from None
+        raise
+    finally:
+        thread.join()
+
+
+@contextmanager
+def _ray_log(folder: RunFolder) -> Iterator[None]:
+    """Keep Ray's log lines of this run in `btray.log` of its folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = folder.local or Path(temporary)
+        handler = cluster.log_to_file(directory / "btray.log")
+        try:
+            yield
+        finally:
+            handler.close()
+            if folder.local is None:
+                folder.write("btray.log", (directory / "btray.log").read_bytes())
+
+
+def _divergence(update: Any, config: Config, folder: RunFolder) -> str:  # noqa: ANN401
+    return (
+        f"training diverged: the loss became {update['loss']} at epoch {update['epoch'] + 1}, "
+        f"step {update['step'] + 1}; lower train.learning_rate "
+        f"(now {config.train.learning_rate:g}); the last good checkpoint is in {folder.uri}"
+    )
+
+
+def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result) -> Run:
+    best = best_checkpoint(result)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = folder.local / BUNDLE if folder.local else Path(temporary) / BUNDLE
+        with best.as_directory() as checkpoint:
+            bundle = export_bundle(Path(checkpoint), directory, config, dataset)
+        if folder.local is None:
+            folder.upload(directory, BUNDLE)
+    with result.checkpoint.as_directory() as checkpoint:
+        history = read_progress(Path(checkpoint)).history
+    folder.write("history.json", json.dumps(history, indent=1).encode())
+    return Run(folder, bundle, history)
+
+
+def best_checkpoint(result: Result) -> Checkpoint:
+    """Return the checkpoint of the best validation macro-F1; ties go to the lower loss."""
+    checkpoints = result.best_checkpoints or []
+    return max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["val_loss"]))[0]
