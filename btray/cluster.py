@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -36,13 +38,13 @@ def connect() -> None:
         num_cpus=local_cores() + DATA_CPUS,
         dashboard_host="127.0.0.1",
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
 
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -51,18 +53,30 @@ def _join(address: str) -> None:
         ) from None
 
 
+def usable_cores() -> int:
+    """Return the connected cluster's CPUs less those kept for reading and decoding."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0)) - DATA_CPUS)
+
+
 def local_cores() -> int:
     """Return the cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def log_to_file(path: Path) -> logging.Handler:
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
     """Send all of Ray's driver-side log lines to a file instead of the terminal."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("ray", "ray.data", "ray.train"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data", "ray.train")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-    return handler
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()

@@ -1,8 +1,10 @@
 """The one typed tree of settings: files and `--set` are read here and nowhere else."""
 
+import copy
 import difflib
+import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
@@ -16,20 +18,24 @@ class Section(BaseModel):
     """A frozen part of the tree: unknown keys are refused, every field has a docstring."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
 class ImageConfig(Section):
     """How encoded bytes become the network's input; travels in the bundle."""
 
-    size: int = Field(128, ge=32, le=1024)
+    size: int = Field(default=128, ge=32, le=1024)
     """Side of the square input, in pixels."""
     fit: Literal["letterbox", "stretch"] = "letterbox"
     """`letterbox` keeps the aspect ratio and pads with black; `stretch` does not."""
-    mean: float = Field(0.18, ge=0, le=1)
+    mean: float = Field(default=0.18, ge=0, le=1)
     """Mean subtracted after scaling to 0..1, in units of full scale."""
-    std: float = Field(0.18, gt=0, le=1)
+    std: float = Field(default=0.18, gt=0, le=1)
     """Divisor after the mean, in units of full scale."""
 
 
@@ -38,9 +44,9 @@ class DataConfig(Section):
 
     dataset: str | None = None
     """Data set made by `btray data import` or `btray data phantom`: folder or URI."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Images in one optimizer step over all workers together."""
-    evaluation_batch_size: int = Field(128, ge=1)
+    evaluation_batch_size: int = Field(default=128, ge=1)
     """Images in one forward pass of a worker during validation."""
 
 
@@ -49,23 +55,23 @@ class AugmentConfig(Section):
 
     enabled: bool = True
     """False trains on the images as they are."""
-    rotation: float = Field(15.0, ge=0, le=180)
+    rotation: float = Field(default=15.0, ge=0, le=180)
     """Largest rotation, in degrees."""
-    translation: float = Field(0.08, ge=0, le=0.5)
+    translation: float = Field(default=0.08, ge=0, le=0.5)
     """Largest shift along each axis, as a fraction of the side."""
-    scale: float = Field(0.12, ge=0, lt=0.9)
+    scale: float = Field(default=0.12, ge=0, lt=0.9)
     """Largest relative change of size."""
-    shear: float = Field(5.0, ge=0, le=45)
+    shear: float = Field(default=5.0, ge=0, le=45)
     """Largest shear, in degrees."""
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a left-right flip."""
-    brightness: float = Field(0.15, ge=0, le=1)
-    """Largest shift of intensity, as a fraction of full scale."""
-    contrast: float = Field(0.25, ge=0, lt=1)
+    brightness: float = Field(default=0.15, ge=0, le=1)
+    """Largest relative change of intensity."""
+    contrast: float = Field(default=0.25, ge=0, lt=1)
     """Largest relative change of contrast around the image's mean."""
-    gamma: float = Field(0.25, ge=0, lt=1)
+    gamma: float = Field(default=0.25, ge=0, lt=1)
     """Largest relative change of the exponent applied to intensities."""
-    noise: float = Field(0.03, ge=0, le=1)
+    noise: float = Field(default=0.03, ge=0, le=1)
     """Largest standard deviation of added Gaussian noise, as a fraction of full scale."""
 
 
@@ -74,42 +80,42 @@ class ModelConfig(Section):
 
     name: str = "btray_cnn"
     """An architecture timm knows (`resnet18`, `vgg16_bn` …) or our own `btray_cnn`."""
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
     """Dropout before the classifier, as a probability."""
 
 
 class TrainConfig(Section):
     """Optimisation, workers and their recovery."""
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(default=30, ge=1)
     """Most passes over the training split."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """`sgd` is with Nesterov momentum 0.9."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate for one optimizer step of `data.batch_size` images."""
-    weight_decay: float = Field(0.02, ge=0)
+    weight_decay: float = Field(default=0.02, ge=0)
     """Decoupled weight decay (AdamW) or L2 (SGD); not applied to biases and norms."""
-    warmup_epochs: float = Field(1.0, ge=0)
+    warmup_epochs: float = Field(default=1.0, ge=0)
     """Epochs of linear warm-up before the cosine decay to zero."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Probability mass spread over all classes."""
     class_weights: bool = False
     """Weigh the loss by inverse class frequency of the training split."""
-    gradient_clip: float = Field(5.0, ge=0)
+    gradient_clip: float = Field(default=5.0, ge=0)
     """Largest global norm of the gradient; 0 turns clipping off."""
-    patience: int = Field(10, ge=0)
+    patience: int = Field(default=10, ge=0)
     """Epochs without a better validation macro-F1 before stopping; 0 never stops early."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; `auto` is bfloat16 on accelerators that support it, else float32."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Data-parallel training processes."""
-    cpus_per_worker: int | None = Field(None, ge=1)
+    cpus_per_worker: int | None = Field(default=None, ge=1)
     """CPU cores (and intra-op threads) a worker; by default the machine's cores shared out."""
     gpu: Literal["auto", "always", "never"] = "auto"
     """`auto` gives every worker a GPU when the cluster has enough of them."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(default=3, ge=0)
     """Times a lost worker, node or process is replaced and the last checkpoint resumed."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints with the best validation macro-F1 that are kept, besides the latest."""
 
 
@@ -118,21 +124,27 @@ class RunConfig(Section):
 
     storage: str = "runs"
     """Folder or URI (`s3://bucket/prefix`) that holds runs."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder of this run inside `storage`; by default made of model, date and time."""
 
 
 class Config(Section):
     """A whole run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seeds weights, order, augmentation and dropout."""
     image: ImageConfig = ImageConfig()
+    """How images become input."""
     data: DataConfig = DataConfig()
+    """What is read."""
     augment: AugmentConfig = AugmentConfig()
+    """How training batches are varied."""
     model: ModelConfig = ModelConfig()
+    """Which network is trained."""
     train: TrainConfig = TrainConfig()
+    """How it is trained, and by how many workers."""
     run: RunConfig = RunConfig()
+    """Where the outcome is kept."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -162,7 +174,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Apply overrides to a raw tree and validate it; raises as `load_config` does."""
+    """Apply overrides to a copy of a raw tree and validate it; raises as `load_config` does."""
+    tree = copy.deepcopy(tree)
     for override in overrides:
         _apply_override(tree, override)
     _refuse_unknown(tree, Config, "")
@@ -183,11 +196,11 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """Return the mapping a YAML text holds; `origin` names it in errors.
 
     Raises:
-        UserError: not YAML, or not a mapping.
+        UserError: not YAML, a key given twice, or not a mapping.
 
     """
     try:
-        tree = yaml.safe_load(text)
+        tree = _load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -195,6 +208,47 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: a configuration is a mapping of sections, not {_kind(tree)}")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and takes dates for text (a run's name)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _OverrideLoader(_Loader):
+    """YAML 1.1 reads a bare `1e-3` as text; people mean the number."""
+
+
+_OverrideLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:  # noqa: ANN401 - any value
+    """Return what a YAML text holds; every fault in it is a `yaml.YAMLError`."""
+    try:
+        return yaml.load(text, loader)  # noqa: S506 - a safe loader
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__})") from None
 
 
 def _read(path: Path) -> str:
@@ -212,25 +266,15 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise UserError(f"--set {override}: write it as section.field=value")
     try:
-        value = yaml.safe_load(text) if text.strip() else None
+        value = _load_yaml(text, _OverrideLoader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
-    if isinstance(value, str):
-        value = _number(value)
     for key in keys[:-1]:
         branch = tree.setdefault(key, {})
         if not isinstance(branch, dict):
             raise UserError(f"--set {override}: {key} is a value, not a section")
         tree = branch
     tree[keys[-1]] = value
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads `1e-3` as text; people mean the number."""
-    try:
-        return float(text) if text[:1] in "+-.0123456789" else text
-    except ValueError:
-        return text
 
 
 def _refuse_unknown(tree: Mapping[str, Any], section: type[BaseModel], prefix: str) -> None:
@@ -284,4 +328,6 @@ def _describe(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
 
 
 def _kind(value: object) -> str:
-    return {list: "a list", str: "a text"}.get(type(value), f"a {type(value).__name__}")
+    if isinstance(value, list):
+        return "a list"
+    return "a text" if isinstance(value, str) else f"a {type(value).__name__}"

@@ -3,7 +3,6 @@
 import sys
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -29,29 +28,31 @@ app.command()(evaluate)
 app.command()(predict)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and leave.",
+            is_eager=True,
+            callback=_print_version,
+        ),
     ] = False,
 ) -> None:
     """Options of every command."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"btray: {error}", markup=False, highlight=False)
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        Console(stderr=True).print("btray: interrupted")
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)

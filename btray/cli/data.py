@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from btray.cli.progress import bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,19 +139,11 @@ def _run(source: "Source", destination: str, options: "ImportOptions") -> None:
 
 @contextmanager
 def _progress() -> "Iterator[Report]":
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("listing", total=None)
+    with bar() as shown:
+        task = shown.add_task("listing", total=None)
 
         def report(phase: str, done: int, total: int) -> None:
-            bar.update(task, description=_PHASES[phase], completed=done, total=total)
+            shown.update(task, description=_PHASES[phase], completed=done, total=total)
 
         yield report
 

@@ -29,27 +29,23 @@ def train(
     settings += [f"run.name={name}"] if name else []
     if resume and (config or settings):
         raise UserError("--resume goes on with the run's own settings; leave the others out")
+    resolved = load_config(config, settings)
+    from btray.core.bundle import FOLDER
+    from btray.core.files import join
     from btray.train.plots import plot_history
     from btray.train.progress import ConsoleDisplay
-    from btray.train.storage import RunFolder
     from btray.train.trainer import fit
+    from btray.train.trainer import resume as go_on
 
-    errors = Console(stderr=True)
-    if resume:
-        folder, resolved = RunFolder.reopen(resume)
-        if folder.finished():
-            raise UserError(f"{resume}: this run is finished; its bundle is in {resume}/bundle")
-    else:
-        resolved = load_config(config, settings)
-    with ConsoleDisplay(errors, resolved) as display:
-        run = fit(resolved, resume=resume is not None, display=display)
+    errors = Console(stderr=True, soft_wrap=True)
+    with ConsoleDisplay(errors) as display:
+        run = go_on(resume, display) if resume else fit(resolved, display)
     run.folder.write("curves.png", plot_history(run.history))
     best = run.bundle.card
     errors.print(
         f"best epoch {best.provenance.epoch + 1}: validation accuracy "
         f"{best.metrics['val_accuracy']:.4f}, macro-F1 {best.metrics['val_macro_f1']:.4f}; "
-        f"curves in {run.folder.uri}/curves.png",
+        f"curves in {join(run.folder.uri, 'curves.png')}",
         highlight=False,
-        soft_wrap=True,
     )
-    typer.echo(f"{run.folder.uri}/bundle")
+    typer.echo(join(run.folder.uri, FOLDER))

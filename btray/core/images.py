@@ -5,17 +5,29 @@ import warnings
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+MAX_BYTES: Final = 512 * 1024 * 1024
+"""Larger files are refused before they are read."""
 MAX_PIXELS: Final = 50_000_000
 """Larger images are refused before their pixels are decoded (decompression bombs)."""
 MIN_SIDE: Final = 16
 """Smaller images carry no anatomy and are refused, in pixels."""
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 """File names taken for images when a folder is searched."""
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+"""All that is read: Pillow knows more, and hands some of it (EPS) to an outside program."""
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
 
 
 class ImageError(ValueError):
@@ -27,7 +39,7 @@ class ImageError(ValueError):
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    """Return the grey pixels [height, width] of one encoded image.
+    """Return the grey pixels [height, width] of one encoded image, upright by its EXIF.
 
     Colour becomes luma (ITU-R 601), transparency is laid on black, 16-bit and
     floating-point pixels are scaled from their own minimum and maximum to 0..255.
@@ -38,57 +50,62 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     """
     if not data:
         raise ImageError("empty", "the file is empty")
-    header = _open(data)
-    _check_header(header)
-    if header.format == "JPEG" and header.mode in ("L", "RGB"):
-        return _decode_with_torchvision(data, decode_jpeg)
-    if header.format == "PNG" and header.mode in ("L", "RGB"):
-        return _decode_with_torchvision(data, decode_png)
-    return _decode_with_pillow(header)
+    with warnings.catch_warnings():
+        # Pillow warns of damage, and of sizes beyond our own limit: we refuse or pass over.
+        warnings.filterwarnings("ignore", module="PIL")
+        image = _open(data)
+        try:
+            _check_header(image)
+            _load(image, data)
+            return _to_grey(_upright(image))
+        except ImageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Pillow raises many types on bad bytes
+            raise ImageError("unreadable", f"truncated or damaged: {error}") from None
 
 
 def _open(data: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Our own pixel limit is tighter than the one Pillow warns about.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise ImageError("not_an_image", "not an image in a format btray reads") from None
     except Image.DecompressionBombError:
         raise ImageError("too_large", f"more pixels than the limit of {MAX_PIXELS:,}") from None
-    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise many types on bad bytes
+    except Exception as error:  # noqa: BLE001 - Pillow raises many types on bad bytes
         raise ImageError("unreadable", f"cannot be read: {error}") from None
 
 
-def _check_header(header: Image.Image) -> None:
-    width, height = header.size
+def _check_header(image: Image.Image) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(
             "too_large", f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}"
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError("too_small", f"{width} x {height} pixels; a side needs {MIN_SIDE}")
-    frames = getattr(header, "n_frames", 1)
-    if frames > 1:
-        raise ImageError("several_frames", f"{frames} frames; a slice is one image")
+    if getattr(image, "is_animated", False):
+        raise ImageError("several_frames", "several frames or pages; a slice is one image")
 
 
-def _decode_with_torchvision(data: bytes, decoder: object) -> NDArray[np.uint8]:
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def _load(image: Image.Image, data: bytes) -> None:
+    """Decode the pixels, of a JPEG in colour the luma alone."""
+    image.draft("L", image.size)
+    image.load()
+    # Zeros that fill up a broken-off JPEG decode to grey; only the end marker is missing.
+    if image.format == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ImageError("unreadable", "truncated or damaged: the end of the JPEG is missing")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation asks; Pillow itself does so for TIFF."""
     try:
-        pixels = decoder(encoded, mode=ImageReadMode.GRAY)  # type: ignore[operator]
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ImageError("unreadable", f"truncated or damaged: {reason}") from None
-    return np.ascontiguousarray(pixels[0].numpy())
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - damaged EXIF beside sound pixels is passed over
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _decode_with_pillow(image: Image.Image) -> NDArray[np.uint8]:
-    try:
-        image.load()
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise many types on bad bytes
-        raise ImageError("unreadable", f"truncated or damaged: {error}") from None
+def _to_grey(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
         return _stretch(np.asarray(image))
     if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
@@ -105,4 +122,7 @@ def _stretch(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     low, high = values.min(), values.max()
     if high == low:
         return np.zeros(values.shape, dtype=np.uint8)
-    return np.round((values - low) / (high - low) * 255).astype(np.uint8)
+    values -= low
+    values /= high - low
+    values *= 255
+    return np.round(values, out=values).astype(np.uint8)

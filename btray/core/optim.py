@@ -43,5 +43,9 @@ def create_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch:
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
-    """Return class weights [classes] for counts [classes]: mean 1 over the rows."""
-    return counts.sum() / (len(counts) * counts.to(torch.float32))
+    """Return class weights [classes] for counts [classes]: mean 1 over the rows.
+
+    A class without rows weighs 0, not infinity, which label smoothing would spread.
+    """
+    present = counts > 0
+    return present * counts.sum() / (present.sum() * counts.clamp(min=1).to(torch.float32))

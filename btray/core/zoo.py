@@ -86,18 +86,41 @@ def btray_cnn(pretrained: bool = False, **options: Any) -> CompactCNN:  # noqa: 
     return CompactCNN(**{key: value for key, value in options.items() if key in known})
 
 
-def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
+def create_model(config: ModelConfig, num_classes: int, image_size: int | None = None) -> nn.Module:
     """Build a network that maps [batch, 1, size, size] to logits [batch, num_classes].
 
+    Transformers are built for one size of input: with `image_size` (pixels) for that one,
+    and any network is tried on it; without, for the size their authors chose.
+
     Raises:
-        UserError: the name is unknown (nearest names given).
+        UserError: the name is unknown (nearest names given), or the network cannot be
+            built with these settings or cannot take images of this size.
 
     """
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"nearest: {', '.join(close)}" if close else "see `timm.list_models()`"
         raise UserError(f"model.name: no architecture is called {config.name!r}; {hint}")
-    model: nn.Module = timm.create_model(
-        config.name, num_classes=num_classes, in_chans=1, drop_rate=config.dropout
-    )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    options: dict[str, Any] = {"in_chans": 1, "drop_rate": config.dropout}
+    try:
+        if image_size is not None and _is_built_for_one_size(config.name):
+            options["img_size"] = image_size
+        model: nn.Module = timm.create_model(config.name, num_classes=num_classes, **options)
+        if image_size is not None:
+            _try_on(model, image_size)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        size = f" with image.size={image_size}" if image_size is not None else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.name: {config.name} cannot be used{size}: {reason}") from None
+    return model.to(memory_format=torch.channels_last)
+
+
+def _is_built_for_one_size(name: str) -> bool:
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return settings is not None and bool(settings.fixed_input_size)
+
+
+@torch.inference_mode()
+def _try_on(model: nn.Module, image_size: int) -> None:
+    model.eval()(torch.zeros(1, 1, image_size, image_size))
+    model.train()

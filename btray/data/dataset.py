@@ -1,8 +1,8 @@
 """The Parquet data set: its schema, its manifest, and opening one."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.fs
 from pydantic import ValidationError
 
 from btray.config import Section
+from btray.core import files
 from btray.errors import UserError
 
 SCHEMA_VERSION: Final = 1
@@ -100,16 +101,13 @@ class Dataset:
             UserError: nothing there, half written, damaged, or of a newer schema.
 
         """
-        filesystem, path = resolve(uri)
+        filesystem, path = files.resolve(uri)
         try:
-            with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
-                text = stream.read()
+            text = files.read(files.join(uri, MANIFEST))
         except FileNotFoundError:
             raise UserError(
                 f"{uri}: no btray data set (no {MANIFEST}); make one with `btray data import`"
             ) from None
-        except OSError as error:
-            raise UserError(f"{uri}: cannot be read: {error}") from None
         return cls(uri, filesystem, path, _parse_manifest(uri, text))
 
     def count(self, split: str) -> int:
@@ -126,11 +124,11 @@ class Dataset:
         wanted = None if split is None else pyarrow.dataset.field("split") == split
         return self._read(columns, wanted)
 
-    def images(self, sources: list[str]) -> dict[str, bytes]:
-        """Read the encoded images of some rows, by their `source`; raises as `table`."""
-        wanted = pyarrow.dataset.field("source").isin(sources)
-        found = self._read(["source", "image"], wanted).to_pydict()
-        return dict(zip(found["source"], found["image"], strict=True))
+    def images(self, key: str, values: Sequence[str]) -> dict[str, bytes]:
+        """Read encoded images by a column such as `sha256` or `source`; raises as `table`."""
+        wanted = pyarrow.dataset.field(key).isin(list(values))
+        found = self._read([key, "image"], wanted).to_pydict()
+        return dict(zip(found[key], found["image"], strict=True))
 
     def _read(self, columns: list[str], wanted: pyarrow.dataset.Expression | None) -> pa.Table:
         try:
@@ -143,22 +141,6 @@ class Dataset:
             raise UserError(
                 f"{self.uri}/{ROWS}: missing or damaged ({reason}); import the data set again"
             ) from None
-
-
-def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Return the file system of a folder or URI and the path inside it.
-
-    Raises:
-        UserError: a URI pyarrow cannot parse or whose scheme it does not know.
-
-    """
-    if "://" not in uri:
-        return pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-    try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: not a usable location: {error}") from None
-    return filesystem, path.rstrip("/")
 
 
 def _parse_manifest(uri: str, text: bytes) -> Manifest:

@@ -1,6 +1,7 @@
 """A contact sheet of a data set: some slices of every class, for a person to look at."""
 
 import io
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,9 @@ from btray.errors import UserError
 _COLUMNS: Final = ["label", "split", "plane", "sequence", "source"]
 _INCHES: Final = 1.6
 _DPI: Final = 110
+
+Tile = tuple[str, bytes]
+"""A title and an encoded image."""
 
 
 def contact_sheet(
@@ -36,8 +40,12 @@ def contact_sheet(
             f"{', '.join(sorted(dataset.manifest.counts))}"
         )
     rows = choose(dataset.table(_COLUMNS), dataset.manifest.class_names, split, per_class, seed)
-    images = dataset.images(rows["source"].to_pylist())
-    return _draw(rows, images, dataset.manifest.class_names, per_class)
+    images = dataset.images("source", rows["source"].to_pylist())
+    lines: dict[str, list[Tile]] = {name: [] for name in dataset.manifest.class_names}
+    for row in rows.to_pylist():
+        details = ", ".join(filter(None, (row["plane"], row["sequence"], row["split"])))
+        lines[row["label"]].append((f"{row['label']}\n{details}", images[row["source"]]))
+    return draw_sheet(list(lines.values()))
 
 
 def choose(
@@ -56,21 +64,18 @@ def choose(
     return rows.take(pa.array(np.concatenate(picked)))
 
 
-def _draw(
-    rows: pa.Table, images: dict[str, bytes], class_names: tuple[str, ...], columns: int
-) -> bytes:
-    height = _INCHES * 1.2 * len(class_names)
-    figure = Figure(figsize=(_INCHES * columns, height), dpi=_DPI, layout="constrained")
-    grid = figure.subplots(len(class_names), columns, squeeze=False)
+def draw_sheet(lines: Sequence[Sequence[Tile]]) -> bytes:
+    """Return a PNG with lines of titled images, all in the grey values they have."""
+    columns = max(len(line) for line in lines)
+    size = (_INCHES * columns, _INCHES * 1.2 * len(lines))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    used = dict.fromkeys(class_names, 0)
-    for row in rows.to_pylist():
-        axes = grid[class_names.index(row["label"]), used[row["label"]]]
-        used[row["label"]] += 1
-        axes.imshow(decode(images[row["source"]]), cmap="gray", vmin=0, vmax=255)
-        details = ", ".join(filter(None, (row["plane"], row["sequence"], row["split"])))
-        axes.set_title(f"{row['label']}\n{details}", fontsize=6)
+    for axes_line, line in zip(grid, lines, strict=True):
+        for axes, (title, data) in zip(axes_line, line, strict=False):
+            axes.imshow(decode(data), cmap="gray", vmin=0, vmax=255)
+            axes.set_title(title, fontsize=6)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
-from btray.data.dataset import MANIFEST, QUARANTINE, ROWS, SCHEMA, Dataset, Manifest, resolve
+from btray.core import files
+from btray.data.dataset import MANIFEST, QUARANTINE, ROWS, SCHEMA, Dataset, Manifest
 from btray.data.sources.base import Rejected
 from btray.errors import UserError
 
@@ -42,7 +43,7 @@ class Destination:
     @classmethod
     def parse(cls, uri: str) -> Self:
         """Resolve a folder (links followed) or URI; raises UserError if unusable."""
-        filesystem, path = resolve(uri)
+        filesystem, path = files.resolve(uri)
         if not path or not uri.strip():
             raise UserError(f"{uri!r}: not a usable location: name a folder, or a path in a bucket")
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
@@ -80,7 +81,7 @@ class Destination:
                 raise UserError(f"{self.uri}: is a file; choose a folder that does not exist yet")
             entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path))
         except OSError as error:
-            raise UserError(f"{self.uri}: cannot be looked at: {describe(error)}") from None
+            raise UserError(f"{self.uri}: cannot be looked at: {files.reason(error)}") from None
         return {entry.base_name for entry in entries}
 
 
@@ -148,7 +149,7 @@ def staged(destination: Destination) -> Iterator[Staging]:
             yield staging
     except OSError as error:
         raise UserError(
-            f"{destination.uri}: cannot write the data set: {describe(error)}; "
+            f"{destination.uri}: cannot write the data set: {files.reason(error)}; "
             "check the path, its permissions and the free space"
         ) from None
 
@@ -249,8 +250,3 @@ def rows_per_part(rows: int, size: int) -> int:
     """Return how many rows a file gets, for so many rows and bytes in all."""
     parts = max(_PARALLEL_PARTS if rows >= _PARALLEL_ROWS else 1, -(-size // _PART_BYTES))
     return max(1, -(-rows // parts))
-
-
-def describe(error: OSError) -> str:
-    """Return an operating system's error as one line."""
-    return " ".join(str(error.strerror or error).split())

@@ -7,7 +7,7 @@ global batches, each cut over the ranks. So no row is dropped or doubled by the 
 worker and many see the same global batches, and an epoch starts at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,20 +28,27 @@ from btray.errors import UserError
 Blocks = list["ray.ObjectRef[pa.Table]"]
 
 
-def decode_rows(dataset: Dataset, splits: tuple[str, ...], image: ImageConfig) -> Blocks:
-    """Decode the rows of some splits with Ray Data; return their blocks, in stored order.
+def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.data.Dataset:
+    """Return a lazy Ray data set of some splits' decoded rows, in stored order.
 
-    A block is an Arrow table of `square` (size x size bytes), `label` (text) and `split`.
+    Columns: `square` (size x size bytes), `label`, `split` and `sha256` (text).
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     rows = ray.data.read_parquet(f"{dataset.path}/{ROWS}", filesystem=dataset.filesystem)
     wanted = rows.filter(expr=col("split").is_in(list(splits)))
-    decoded = wanted.select_columns(["image", "label", "split", "sha256"]).map_batches(
-        _decode_table, batch_format="pyarrow", fn_kwargs={"image": image}
+    return wanted.select_columns(["image", "label", "split", "sha256"]).map_batches(
+        _decode_table,  # type: ignore[arg-type]  # a batch is an Arrow table here
+        batch_format="pyarrow",
+        fn_kwargs={"image": image},
     )
-    blocks: Blocks = decoded.materialize().to_arrow_refs()
+
+
+def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> Blocks:
+    """Decode the rows of some splits now; return their blocks, in stored order."""
+    blocks: Blocks = decoded(dataset, splits, image).materialize().to_arrow_refs()
     return blocks
 
 
@@ -52,7 +59,7 @@ def _decode_table(table: pa.Table, image: ImageConfig) -> pa.Table:
         for data, sha in zip(table["image"].to_pylist(), table["sha256"].to_pylist(), strict=True)
     ]
     column = pa.array(squares, type=pa.binary(image.size * image.size))
-    return pa.table({"square": column, "label": table["label"], "split": table["split"]})
+    return table.drop_columns("image").append_column("square", column)
 
 
 def _decode_row(data: bytes, sha: str, image: ImageConfig) -> bytes:
@@ -85,9 +92,8 @@ class Rows:
         index = {name: number for number, name in enumerate(class_names)}
         labels = [index[label] for table in tables for label in table["label"].to_pylist()]
         splits = [split for table in tables for split in table["split"].to_pylist()]
-        squares = [
-            _view(chunk, size) for table in tables for chunk in table["square"].chunks if len(chunk)
-        ]
+        chunks = [chunk for table in tables for chunk in table["square"].chunks if len(chunk)]
+        squares = [pixels(chunk, size) for chunk in chunks]
         return cls(squares, np.array(labels, dtype=np.int64), np.array(splits))
 
     def indices(self, split: str) -> NDArray[np.int64]:
@@ -102,11 +108,11 @@ class Rows:
         return torch.from_numpy(squares), torch.from_numpy(self.labels[rows])
 
 
-def _view(chunk: pa.FixedSizeBinaryArray, size: int) -> NDArray[np.uint8]:
+def pixels(chunk: pa.FixedSizeBinaryArray, size: int) -> NDArray[np.uint8]:
     """See a column of fixed-size bytes as pixels [rows, size, size] without a copy."""
-    pixels = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
+    values = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
     area = size * size
-    return pixels[chunk.offset * area : (chunk.offset + len(chunk)) * area].reshape(-1, size, size)
+    return values[chunk.offset * area : (chunk.offset + len(chunk)) * area].reshape(-1, size, size)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ class Update(TypedDict, total=False):
     step: int
     steps: int
     loss: float
+    epochs: int
     images_per_second: float
+    seconds_left: float
     time: float
     metrics: dict[str, float]
 
 
-@ray.remote(num_cpus=0, max_concurrency=64)
+@ray.remote(num_cpus=0)
 class Board:
     """An actor that outlives worker groups; it holds references and news, no pixels."""
 

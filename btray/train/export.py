@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from btray.config import Config
-from btray.core.bundle import Bundle, Provenance, save_bundle
+from btray.core.bundle import FORMAT_VERSION, Bundle, Card, Provenance, save_bundle
 from btray.core.calibration import fit_calibration
 from btray.data.dataset import Dataset
 from btray.train.worker import PROGRESS, VALIDATION, WEIGHTS, Progress
@@ -24,9 +24,8 @@ def export_bundle(checkpoint: Path, directory: Path, config: Config, dataset: Da
     """Write the bundle of a checkpoint, calibrated on its validation logits."""
     metrics = read_progress(checkpoint).history[-1]
     validation = load_file(checkpoint / VALIDATION)
-    return save_bundle(
-        directory,
-        load_file(checkpoint / WEIGHTS),
+    card = Card(
+        format_version=FORMAT_VERSION,
         name=config.model.name,
         class_names=dataset.manifest.class_names,
         model=config.model,
@@ -43,7 +42,9 @@ def export_bundle(checkpoint: Path, directory: Path, config: Config, dataset: Da
             epoch=int(metrics["epoch"]),
         ),
         train_config=config.model_dump(mode="json"),
+        weights_sha256="",
     )
+    return save_bundle(directory, load_file(checkpoint / WEIGHTS), card)
 
 
 def git_commit() -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import ray
 from ray.train import ScalingConfig
 
-from btray.cluster import DATA_CPUS
+from btray.cluster import usable_cores
 from btray.config import TrainConfig
 from btray.errors import UserError
 
@@ -38,7 +38,6 @@ def place(config: TrainConfig) -> Placement:
 
     """
     total = ray.cluster_resources()
-    usable = max(1, int(total.get("CPU", 0)) - DATA_CPUS)
     gpus = int(total.get("GPU", 0))
     use_gpu = config.gpu == "always" or (config.gpu == "auto" and gpus >= config.workers)
     if config.gpu == "always" and gpus < config.workers:
@@ -46,7 +45,7 @@ def place(config: TrainConfig) -> Placement:
             f"train.workers={config.workers} with train.gpu=always needs {config.workers} GPUs; "
             f"the cluster has {gpus}"
         )
-    default = max(1, min(MAX_DEFAULT_CPUS, usable // config.workers))
+    default = max(1, min(MAX_DEFAULT_CPUS, usable_cores() // config.workers))
     cpus = config.cpus_per_worker or default
     if cpus * config.workers >= total.get("CPU", 0):
         raise UserError(

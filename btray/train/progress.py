@@ -1,7 +1,6 @@
 """What a person sees while a run trains."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from btray.config import Config
 from btray.train.board import Update
 
 
@@ -32,7 +30,7 @@ class News:
 
 
 @contextmanager
-def follow(board: Any, config: Config, display: Display | None) -> Iterator[News]:  # noqa: ANN401
+def follow(board: Any, display: Display | None) -> Iterator[News]:  # noqa: ANN401
     """Pass the board's news to a display, in a thread, while the body runs."""
     news, stop = News(), threading.Event()
     seen = 0
@@ -65,8 +63,8 @@ def follow(board: Any, config: Config, display: Display | None) -> Iterator[News
 class ConsoleDisplay:
     """A live bar on a terminal and one line an epoch everywhere."""
 
-    def __init__(self, console: Console, config: Config) -> None:
-        self.console, self.config = console, config
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -78,13 +76,12 @@ class ConsoleDisplay:
         )
         self.task = self.bar.add_task("", epoch="1", loss=0.0, rate=0.0, left="?", visible=False)
         self.live = Live(self.bar, console=console, transient=True, refresh_per_second=4)
-        self.epoch_started = time.time()
-        self.attempts = 0
+        self.attempts = self.steps = 0
 
     def __enter__(self) -> "ConsoleDisplay":
         if self.console.is_terminal:
             self.live.start()
-        self.console.print("[dim]starting workers and decoding the data set …[/dim]")
+        self.console.print("starting workers and decoding the data set …", style="dim")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,24 +104,28 @@ class ConsoleDisplay:
             self.console.print(f"{reason}going on with epoch {update['epoch'] + 1}")
 
     def _step(self, update: Update) -> None:
-        rate = update["images_per_second"]
-        steps_left = update["steps"] * (self.config.train.epochs - update["epoch"]) - update["step"]
-        left = timedelta(seconds=round(steps_left * self.config.data.batch_size / rate))
+        self.steps += 1
+        if self.steps == 1:
+            self.console.print(
+                f"first step taken; {update['steps']} steps an epoch, "
+                f"{update['epochs']} epochs at most",
+                style="dim",
+            )
         self.bar.update(
             self.task,
             visible=True,
             total=update["steps"],
             completed=update["step"],
-            epoch=f"{update['epoch'] + 1}/{self.config.train.epochs}",
+            epoch=f"{update['epoch'] + 1}/{update['epochs']}",
             loss=update["loss"],
-            rate=rate,
-            left=str(left),
+            rate=update["images_per_second"],
+            left=str(timedelta(seconds=round(update["seconds_left"]))),
         )
 
     def _epoch(self, update: Update) -> None:
         metrics = update["metrics"]
         self.console.print(
-            f"epoch {update['epoch'] + 1:>3}/{self.config.train.epochs}  "
+            f"epoch {update['epoch'] + 1:>3}/{update['epochs']}  "
             f"train loss {metrics['train_loss']:.4f}  "
             f"validation loss {metrics['val_loss']:.4f}  "
             f"accuracy {metrics['val_accuracy']:.4f}  "

@@ -8,11 +8,11 @@ from typing import Self
 import pyarrow.fs
 
 from btray.config import Config, dump_config, parse_yaml, resolve_config
-from btray.data.dataset import resolve
+from btray.core import files
+from btray.core.bundle import CARD, FOLDER
 from btray.errors import UserError
 
 CONFIG = "config.yaml"
-BUNDLE = "bundle"
 
 
 @dataclass(frozen=True)
@@ -35,47 +35,57 @@ class RunFolder:
         return Path(self.path) if "://" not in self.uri else None
 
     @classmethod
-    def create(cls, config: Config) -> Self:
-        """Make the folder of a new run and store its configuration there.
+    def create(cls, config: Config) -> tuple[Self, Config]:
+        """Make the folder of a new run; return it and the configuration stored there.
+
+        The stored one names the run, and all places independently of the current folder.
 
         Raises:
             UserError: the name is in use, or the storage cannot be written.
 
         """
-        folder = cls.locate(config.run.storage, config.run.name or _default_name(config))
+        name = config.run.name or _default_name(config)
+        folder = cls.locate(files.join(files.absolute(config.run.storage), name))
         if folder._exists(CONFIG):
             raise UserError(
                 f"{folder.uri}: a run of this name is there already; choose another run.name, or "
                 f"continue it with `btray train --resume {folder.uri}`"
             )
-        settled = config.model_copy(
-            update={"run": config.run.model_copy(update={"name": folder.name})}
-        )
+        settled = folder._settle(config)
         folder.write(CONFIG, dump_config(settled).encode())
-        return folder
+        return folder, settled
 
     @classmethod
-    def locate(cls, storage: str, name: str) -> Self:
+    def locate(cls, uri: str) -> Self:
         """Name the folder of a run without touching it."""
-        filesystem, parent = resolve(storage)
-        uri = f"{storage.rstrip('/')}/{name}"
-        return cls(uri if "://" in storage else f"{parent}/{name}", filesystem, parent, name)
+        storage, name = files.split(uri)
+        filesystem, parent = files.resolve(storage)
+        return cls(files.join(storage, name), filesystem, parent, name)
 
     @classmethod
     def reopen(cls, uri: str) -> tuple[Self, Config]:
-        """Open an earlier run and read back its configuration.
+        """Open an earlier run, wherever it is now, and read back its configuration.
 
         Raises:
             UserError: there is no run.
 
         """
-        storage, _, name = uri.rstrip("/").rpartition("/")
-        folder = cls.locate(storage or ".", name)
-        if not folder._exists(CONFIG):
-            raise UserError(f"{uri}: no run to resume (no {CONFIG}); give the folder of a run")
-        with folder.filesystem.open_input_stream(f"{folder.path}/{CONFIG}") as stream:
-            text = stream.read().decode()
-        return folder, resolve_config(parse_yaml(text, f"{uri}/{CONFIG}"))
+        folder = cls.locate(uri)
+        try:
+            text = files.read(files.join(uri, CONFIG)).decode()
+        except FileNotFoundError:
+            raise UserError(
+                f"{uri}: no run to resume (no {CONFIG}); give the folder of a run"
+            ) from None
+        config = resolve_config(parse_yaml(text, files.join(uri, CONFIG)))
+        return folder, folder._settle(config)
+
+    def _settle(self, config: Config) -> Config:
+        storage, _ = files.split(self.uri)
+        run = config.run.model_copy(update={"storage": storage, "name": self.name})
+        dataset = config.data.dataset and files.absolute(config.data.dataset)
+        data = config.data.model_copy(update={"dataset": dataset})
+        return config.model_copy(update={"run": run, "data": data})
 
     def write(self, name: str, data: bytes) -> None:
         """Write one small file.
@@ -89,7 +99,7 @@ class RunFolder:
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(data)
         except OSError as error:
-            raise UserError(f"{self.uri}: cannot be written: {error}") from None
+            raise UserError(f"{self.uri}: cannot be written: {files.reason(error)}") from None
 
     def upload(self, directory: Path, name: str) -> None:
         """Copy a local folder into the run's folder."""
@@ -104,7 +114,7 @@ class RunFolder:
 
     def finished(self) -> bool:
         """Say whether the run has its bundle."""
-        return self._exists(f"{BUNDLE}/bundle.json")
+        return self._exists(f"{FOLDER}/{CARD}")
 
     def _exists(self, name: str) -> bool:
         info = self.filesystem.get_file_info(f"{self.path}/{name}")

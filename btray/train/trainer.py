@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig
 from ray.train.torch import TorchTrainer
 
 from btray import cluster
 from btray.config import Config
+from btray.core.bundle import FOLDER as BUNDLE
 from btray.core.bundle import Bundle
+from btray.core.zoo import create_model
 from btray.data.dataset import Dataset
 from btray.data.stream import decode_rows
 from btray.errors import UserError
@@ -23,7 +26,7 @@ from btray.train.board import Board
 from btray.train.export import export_bundle, read_progress
 from btray.train.plan import place
 from btray.train.progress import Display, follow
-from btray.train.storage import BUNDLE, RunFolder
+from btray.train.storage import RunFolder
 from btray.train.worker import train_worker
 
 METRIC = "val_macro_f1"
@@ -41,22 +44,45 @@ class Run:
     """Global metrics of every epoch."""
 
 
-def fit(config: Config, resume: bool = False, display: Display | None = None) -> Run:
+def fit(config: Config, display: Display | None = None) -> Run:
     """Train the network a configuration describes and export its best checkpoint.
 
-    With `resume`, the run called `config.run.name` goes on from its last checkpoint.
-
     Raises:
-        UserError: nothing to train on, a run name in use, resources the cluster lacks, or
-            a loss that became NaN or infinite.
+        UserError: nothing to train on, a network that cannot be built, a run name in use,
+            resources the cluster lacks, or a loss that became NaN or infinite.
         ray.train.TrainingFailedError: workers failed more than `train.max_failures` times.
 
     """
+    dataset = _checked(config)
+    folder, settled = RunFolder.create(config)
+    return _run(settled, dataset, folder, display)
+
+
+def resume(uri: str, display: Display | None = None) -> Run:
+    """Go on with an unfinished run from its last checkpoint, with its own configuration.
+
+    Raises:
+        UserError: no run there, or a finished one; else as `fit`.
+
+    """
+    folder, config = RunFolder.reopen(uri)
+    if folder.finished():
+        raise UserError(f"{uri}: this run is finished; its bundle is {uri}/{BUNDLE}")
+    return _run(config, _checked(config), folder, display)
+
+
+def _checked(config: Config) -> Dataset:
+    """Check all that can be checked before anything is made; connect to the cluster."""
     dataset = open_training_data(config)
-    folder = RunFolder.locate(config.run.storage, config.run.name or "") if resume else None
     cluster.connect()
+    with torch.device("meta"):
+        create_model(config.model, len(dataset.manifest.class_names), config.image.size)
+    place(config.train)
+    return dataset
+
+
+def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display | None) -> Run:
     placement = place(config.train)
-    folder = folder or RunFolder.create(config)
     with _ray_log(folder):
         board = Board.remote()  # type: ignore[attr-defined]
         settings = {
@@ -71,7 +97,7 @@ def fit(config: Config, resume: bool = False, display: Display | None = None) ->
             scaling_config=placement.scaling(),
             run_config=_run_config(config, folder),
         )
-        with _decoding(dataset, config, board), follow(board, config, display) as news:
+        with _decoding(dataset, config, board), follow(board, display) as news:
             result = trainer.fit()
     if news.diverged is not None:
         raise UserError(_divergence(news.diverged, config, folder))
@@ -105,7 +131,8 @@ def _run_config(config: Config, folder: RunFolder) -> RunConfig:
         storage_path=folder.parent,
         storage_filesystem=folder.filesystem,
         failure_config=FailureConfig(
-            max_failures=config.train.max_failures, controller_failure_limit=3
+            max_failures=config.train.max_failures,
+            controller_failure_limit=3,  # type: ignore[call-arg]  # Train V2 has it
         ),
         checkpoint_config=CheckpointConfig(
             num_to_keep=config.train.keep_checkpoints,
@@ -144,14 +171,13 @@ def _decoding(dataset: Dataset, config: Config, board: Any) -> Iterator[None]:  
 def _ray_log(folder: RunFolder) -> Iterator[None]:
     """Keep Ray's log lines of this run in `btray.log` of its folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        directory = folder.local or Path(temporary)
-        handler = cluster.log_to_file(directory / "btray.log")
+        path = (folder.local or Path(temporary)) / "btray.log"
         try:
-            yield
+            with cluster.log_to_file(path):
+                yield
         finally:
-            handler.close()
             if folder.local is None:
-                folder.write("btray.log", (directory / "btray.log").read_bytes())
+                folder.write(path.name, path.read_bytes())
 
 
 def _divergence(update: Any, config: Config, folder: RunFolder) -> str:  # noqa: ANN401
@@ -163,6 +189,8 @@ def _divergence(update: Any, config: Config, folder: RunFolder) -> str:  # noqa:
 
 
 def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result) -> Run:
+    if result.checkpoint is None:
+        raise RuntimeError(f"{folder.uri}: training ended without a checkpoint")
     best = best_checkpoint(result)
     with tempfile.TemporaryDirectory() as temporary:
         directory = folder.local / BUNDLE if folder.local else Path(temporary) / BUNDLE
@@ -178,5 +206,5 @@ def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result)
 
 def best_checkpoint(result: Result) -> Checkpoint:
     """Return the checkpoint of the best validation macro-F1; ties go to the lower loss."""
-    checkpoints = result.best_checkpoints or []
+    checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = result.best_checkpoints or []
     return max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["val_loss"]))[0]

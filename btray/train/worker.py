@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -75,7 +76,7 @@ class Worker:
         self.precision = Precision.choose(config.train.precision, self.device)
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
-        self.network = create_model(config.model, len(class_names))
+        self.network = create_model(config.model, len(class_names), config.image.size)
         self.shard = self._shard()
         self.model = self._distribute(self.network)
         self.optimizer = create_optimizer(self.network, config.train)
@@ -131,19 +132,24 @@ class Worker:
         seconds = time.perf_counter() - started
         bad = first_non_finite(losses)
         if bad is not None:
-            self.post(Update(kind="diverged", epoch=epoch, step=bad, loss=float(losses[bad])))
-            return False
+            return self._diverged(epoch, bad, float(losses[bad]))
         logits, labels = self._validate()
+        if not torch.isfinite(logits).all():
+            return self._diverged(epoch, self.steps - 1, float("nan"))
         metrics: dict[str, float] = {
             "epoch": float(epoch),
             "train_loss": float(losses.mean()),
             "images_per_second": self.steps * self.config.data.batch_size / seconds,
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": float(self.scheduler.get_last_lr()[0]),
             **validation_metrics(logits, labels),
         }
         self.progress.add(metrics)
         self._report(metrics, logits, labels)
         return True
+
+    def _diverged(self, epoch: int, step: int, loss: float) -> bool:
+        self.post(Update(kind="diverged", epoch=epoch, step=step, loss=loss), wait=True)
+        return False
 
     def _train(self, epoch: int) -> Tensor:
         batch_size = self.config.data.batch_size
@@ -185,7 +191,9 @@ class Worker:
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder), logits, labels)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self.post(Update(kind="epoch", epoch=int(metrics["epoch"]), metrics=metrics))
+        epochs = self.config.train.epochs
+        news = Update(kind="epoch", epoch=int(metrics["epoch"]), epochs=epochs, metrics=metrics)
+        self.post(news)
 
     def _save(self, folder: Path, logits: Tensor, labels: Tensor) -> None:
         weights = {k: v.contiguous().cpu() for k, v in self.network.state_dict().items()}
@@ -210,10 +218,12 @@ class Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
-    def post(self, update: Update) -> None:
+    def post(self, update: Update, wait: bool = False) -> None:
         """Tell the board, if this is rank 0."""
         if self.rank == 0:
-            self.board.post.remote({**update, "time": time.time()})
+            posted = self.board.post.remote({**update, "time": time.time()})
+            if wait:
+                ray.get(posted)
 
 
 class StepNews:
@@ -229,16 +239,19 @@ class StepNews:
         if step and now - self.told < 0.5:
             return
         self.told = now
-        worker = self.worker
-        images = (step + 1) * worker.config.data.batch_size
+        worker, done = self.worker, step + 1
+        pace = (now - self.started) / done
+        steps_left = (worker.config.train.epochs - self.epoch) * worker.steps - done
         worker.post(
             Update(
                 kind="step",
                 epoch=self.epoch,
-                step=step + 1,
+                epochs=worker.config.train.epochs,
+                step=done,
                 steps=worker.steps,
                 loss=float(loss),
-                images_per_second=images / (now - self.started),
+                images_per_second=worker.config.data.batch_size / pace,
+                seconds_left=steps_left * pace,
             )
         )
 

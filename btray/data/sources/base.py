@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
-
-MAX_BYTES: Final = 512 * 1024 * 1024
-"""Larger files are refused before they are read."""
+from typing import Protocol
 
 
 @dataclass(frozen=True)

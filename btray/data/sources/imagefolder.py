@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from btray.core.images import SUFFIXES, ImageError
+from btray.core.images import MAX_BYTES, SUFFIXES, ImageError
 from btray.core.labels import CLASS_NAMES, canonical_label
-from btray.data.sources.base import MAX_BYTES, Item, Listing, Record, Rejected
+from btray.data.sources.base import Item, Listing, Record, Rejected
 from btray.errors import UserError
 
 _SPLITS: Final = {

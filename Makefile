@@ -1,0 +1,54 @@
+# A developer's whole interface. Every target makes .venv by itself and uses it again.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+IMAGES ?= 2000
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench docs clean
+
+help:
+	@echo "make install | demo | test | lint | bench | docs | clean"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# Real slices in BTRAY_DATA (a folder of class folders), or else the synthetic phantom.
+demo: install
+	@mkdir -p $(DEMO)
+	@if [ -n "$$BTRAY_DATA" ]; then \
+	  $(BIN)/btray data import "$$BTRAY_DATA" $(DEMO)/dataset --overwrite; \
+	else \
+	  $(BIN)/btray data phantom $(DEMO)/dataset --images $(IMAGES) --seed 0 --overwrite; \
+	fi
+	@$(BIN)/btray data show $(DEMO)/dataset --out $(DEMO)/sheet.png
+	@bundle=$$($(BIN)/btray train --config configs/quick.yaml --data $(DEMO)/dataset \
+	  --set run.storage=$(DEMO)/runs) && \
+	$(BIN)/btray evaluate "$$bundle" $(DEMO)/dataset --split test --out $(DEMO)/report
+
+test: install
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/train_throughput.py
+
+docs: install
+	$(BIN)/pdoc --output-directory build/docs btray
+	$(BIN)/btray config schema > build/docs/config.schema.json
+
+clean:
+	rm -rf build dist $(DEMO) *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find btray tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

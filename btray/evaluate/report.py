@@ -1,0 +1,232 @@
+"""What an evaluation leaves behind: JSON, pictures, Markdown and one HTML page."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from btray.core.bundle import Bundle, Card
+from btray.core.files import reason
+from btray.data.dataset import Dataset
+from btray.data.sheet import draw_sheet
+from btray.errors import UserError
+from btray.evaluate.evaluate import Evaluation
+
+MISTAKES: Final = 16
+"""Most wrong answers shown as pictures."""
+NOTICE: Final = (
+    "Research use only. Not a medical device; not for diagnosis, treatment or triage of patients."
+)
+
+
+def write_report(
+    evaluation: Evaluation, bundle: Bundle, dataset: Dataset, directory: Path
+) -> list[str]:
+    """Write the report's files into a folder; return their names.
+
+    Raises:
+        UserError: the folder cannot be written.
+
+    """
+    pictures = {
+        "confusion.png": draw_confusion(evaluation.metrics["confusion_matrix"]),
+        "roc.png": draw_roc(evaluation.metrics),
+    }
+    mistakes = draw_mistakes(evaluation, dataset)
+    if mistakes is not None:
+        pictures["mistakes.png"] = mistakes
+    files = {
+        "metrics.json": (json.dumps(evaluation.metrics, indent=1, allow_nan=False) + "\n").encode(),
+        "predictions.parquet": _predictions(evaluation),
+        "report.md": _render("report.md.j2", evaluation, bundle.card, pictures),
+        "report.html": _render("report.html.j2", evaluation, bundle.card, pictures),
+        **pictures,
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (directory / name).write_bytes(data)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {reason(error)}") from None
+    return list(files)
+
+
+def score_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table of scores as text: a header, a row a class, and the macro mean."""
+    keys = ("precision", "recall", "f1", "auroc")
+    rows: list[tuple[str, ...]] = [("class", *keys, "images")]
+    for name, scores in metrics["per_class"].items():
+        cells = (decimal(scores[key]) for key in keys)
+        rows.append((name, *cells, str(scores["support"])))
+    means = (decimal(metrics[f"macro_{key}"]) for key in keys)
+    rows.append(("macro", *means, str(metrics["rows"])))
+    return rows
+
+
+def decimal(value: float | None) -> str:
+    """Return a score with four decimals, or say that it is undefined."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def draw_confusion(matrix: dict[str, Any]) -> bytes:
+    """Draw counts, coloured by the share of the true class; return a PNG."""
+    counts, names = np.array(matrix["counts"]), matrix["class_names"]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (true, predicted), count in np.ndenumerate(counts):
+        dark = shares[true, predicted] > 0.5
+        axes.text(
+            predicted,
+            true,
+            f"{count}\n{shares[true, predicted]:.1%}",
+            ha="center",
+            va="center",
+            color="white" if dark else "black",
+        )
+    axes.set_xticks(range(len(names)), names, rotation=20)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
+    figure.colorbar(image, label="share of the true class")
+    return _png(figure)
+
+
+def draw_roc(metrics: dict[str, Any]) -> bytes:
+    """Draw every class's ROC against the rest, whole and its upper left corner."""
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    for axes, (right, low) in zip(figure.subplots(1, 2), ((1.0, 0.0), (0.1, 0.9)), strict=True):
+        for name, curve in metrics["roc"].items():
+            area = metrics["per_class"][name]["auroc"]
+            axes.plot(
+                curve["false_positive_rate"],
+                curve["true_positive_rate"],
+                label=f"{name} (AUROC {area:.4f})",
+            )
+        axes.set(
+            xlim=(-0.01 * right, right),
+            ylim=(low, 1 + 0.01 * (1 - low)),
+            xlabel="false positive rate (1 - specificity)",
+            ylabel="true positive rate (sensitivity)",
+            title="ROC, one class against the rest" if right == 1 else "upper left corner",
+        )
+        axes.grid(alpha=0.3)
+        if right == 1:
+            axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
+            axes.legend(loc="lower right")
+    return _png(figure)
+
+
+def draw_mistakes(evaluation: Evaluation, dataset: Dataset) -> bytes | None:
+    """Draw the wrong answers given with most confidence; None when there are none."""
+    worst = most_confident_mistakes(evaluation.labels, evaluation.probabilities)
+    if not len(worst):
+        return None
+    images = dataset.images("sha256", [evaluation.sha256[row] for row in worst])
+    names = evaluation.class_names
+    tiles = []
+    for row in worst.tolist():
+        predicted = int(evaluation.probabilities[row].argmax())
+        confidence = evaluation.probabilities[row, predicted]
+        title = f"is {names[evaluation.labels[row]]}\nsaid {names[predicted]}, {confidence:.0%}"
+        tiles.append((title, images[evaluation.sha256[row]]))
+    return draw_sheet([tiles[start : start + 8] for start in range(0, len(tiles), 8)])
+
+
+def most_confident_mistakes(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the rows of up to MISTAKES wrong answers, the most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
+    return wrong[order][:MISTAKES]
+
+
+def _predictions(evaluation: Evaluation) -> bytes:
+    """Return a Parquet file with a row an image, named by hash and not by file."""
+    names = np.array(evaluation.class_names)
+    columns: dict[str, Any] = {
+        "sha256": evaluation.sha256,
+        "label": names[evaluation.labels],
+        "class": names[evaluation.probabilities.argmax(axis=1)],
+    }
+    for position, name in enumerate(evaluation.class_names):
+        columns[f"p_{name}"] = evaluation.probabilities[:, position]
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def _render(template: str, evaluation: Evaluation, card: Card, pictures: dict[str, bytes]) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(template).render(
+        notice=NOTICE,
+        card=card,
+        metrics=evaluation.metrics,
+        rows=score_rows(evaluation.metrics),
+        facts=_facts(evaluation, card),
+        pictures={name: _data_uri(data) for name, data in pictures.items()},
+        captions=_CAPTIONS,
+    )
+    return text.encode()
+
+
+_CAPTIONS: Final = {
+    "confusion.png": "Confusion matrix: rows are the true class",
+    "roc.png": "ROC curves, one class against the rest",
+    "mistakes.png": "The wrong answers given with most confidence",
+}
+
+
+def _facts(evaluation: Evaluation, card: Card) -> Sequence[tuple[str, str]]:
+    source = card.provenance
+    return (
+        ("split", f"{evaluation.split}, {len(evaluation.labels)} images"),
+        ("model", f"{card.name}, version {evaluation.metrics['model']['version']}"),
+        ("input", f"{card.image.size} x {card.image.size} pixels, {card.image.fit}"),
+        ("trained by", f"btray {source.btray_version}, commit {source.code_version or 'unknown'}"),
+        ("run", f"{source.run}, epoch {source.epoch + 1}, seed {source.seed}"),
+        ("data set", _standing(evaluation)),
+    )
+
+
+def _standing(evaluation: Evaluation) -> str:
+    """Say what the scores are worth: of images held out, trained on, or unknown."""
+    if not evaluation.metrics["dataset"]["same_as_trained_on"]:
+        return (
+            "not the one the model was trained on: btray cannot tell whether these images, or "
+            "others of the same patients, were trained on"
+        )
+    if evaluation.split == "test":
+        return "the one the model was trained on; its test split was held out"
+    return "the one the model was trained on, and a split it was trained or chosen on: NOT held out"
+
+
+def _template(name: str) -> str:
+    return resources.files("btray.evaluate").joinpath("templates", name).read_text("utf-8")
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
