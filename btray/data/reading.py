@@ -1,18 +1,16 @@
 """Ray Data reads a source: bytes, decoding and hashing run in workers."""
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Final
 
 import pyarrow as pa
 import ray
 import torch
-from ray.data import DataContext
 
 from btray.cluster import connect
 from btray.core.images import ImageError
+from btray.data.context import data_context
 from btray.data.dataset import SCHEMA
 from btray.data.measure import measure
 from btray.data.sources.base import Item, Record, Source
@@ -36,11 +34,7 @@ _BYTES_PER_BLOCK: Final = 32 * 1024 * 1024
 def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
     """Yield what a source holds as tables of READ_SCHEMA, in the items' order."""
     connect()
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    with DataContext.current(context), _quiet():
+    with data_context():
         tasks = ray.data.from_arrow([_item_table(some) for some in _portions(items)])
         rows = tasks.map_batches(
             read_items,  # type: ignore[arg-type]  # a batch is an Arrow table here
@@ -49,18 +43,6 @@ def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
             fn_kwargs={"source": source},
         )
         yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ray Data's own account of the execution out of the person's terminal."""
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def read_items(table: pa.Table, source: Source) -> Iterator[pa.Table]:

@@ -8,6 +8,7 @@ worker and many see the same global batches, and an epoch starts at once.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,13 +16,14 @@ import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.data import DataContext
 from ray.data.expressions import col
+from ray.exceptions import RayTaskError
 
 from btray.config import AugmentConfig, ImageConfig
 from btray.core.augment import augment, batch_generator
 from btray.core.images import ImageError, decode
 from btray.core.preprocess import normalise, to_square, to_unit
+from btray.data.context import data_context
 from btray.data.dataset import ROWS, Dataset
 from btray.errors import UserError
 
@@ -31,12 +33,9 @@ Blocks = list["ray.ObjectRef[pa.Table]"]
 def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.data.Dataset:
     """Return a lazy Ray data set of some splits' decoded rows, in stored order.
 
-    Columns: `square` (size x size bytes), `label`, `split` and `sha256` (text).
+    Columns: `square` (size x size bytes), `label`, `split` and `sha256` (text). To be made
+    and consumed inside `readable`.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
     rows = ray.data.read_parquet(f"{dataset.path}/{ROWS}", filesystem=dataset.filesystem)
     wanted = rows.filter(expr=col("split").is_in(list(splits)))
     return wanted.select_columns(["image", "label", "split", "sha256"]).map_batches(
@@ -47,9 +46,34 @@ def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.
 
 
 def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> Blocks:
-    """Decode the rows of some splits now; return their blocks, in stored order."""
-    blocks: Blocks = decoded(dataset, splits, image).materialize().to_arrow_refs()
+    """Decode the rows of some splits now; return their blocks, in stored order.
+
+    Raises:
+        UserError: rows missing or damaged.
+
+    """
+    with readable(dataset):
+        blocks: Blocks = decoded(dataset, splits, image).materialize().to_arrow_refs()
     return blocks
+
+
+@contextmanager
+def readable(dataset: Dataset) -> Iterator[None]:
+    """Run Ray Data quietly, and turn what it says of missing or damaged rows into one line.
+
+    Raises:
+        UserError: rows missing or damaged.
+
+    """
+    try:
+        with data_context():
+            yield
+    except (OSError, pa.ArrowInvalid, UserError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        reason = str(cause).strip().splitlines()[0]
+        raise UserError(
+            f"{dataset.uri}: its rows are missing or damaged ({reason}); import it again"
+        ) from None
 
 
 def _decode_table(table: pa.Table, image: ImageConfig) -> pa.Table:
@@ -66,7 +90,7 @@ def _decode_row(data: bytes, sha: str, image: ImageConfig) -> bytes:
     try:
         return to_square(decode(data), image).tobytes()
     except ImageError as error:
-        raise UserError(f"row with sha256 {sha}: {error}; import the data set again") from None
+        raise UserError(f"row with sha256 {sha}: {error}") from None
 
 
 @dataclass

@@ -27,31 +27,18 @@ class Board:
     """An actor that outlives worker groups; it holds references and news, no pixels."""
 
     def __init__(self) -> None:
-        self._ready = asyncio.Event()
-        self._blocks: list[Any] = []
+        self._settled = asyncio.Event()
+        self._blocks: list[Any] | None = None
         self._updates: list[Update] = []
-        self._refusal: str | None = None
 
-    async def offer(self, blocks: list[Any]) -> None:
-        """Hand over the references of the decoded blocks."""
+    async def offer(self, blocks: list[Any] | None) -> None:
+        """Hand over the references of the decoded blocks, or None: decoding failed."""
         self._blocks = blocks
-        self._ready.set()
+        self._settled.set()
 
-    async def refuse(self, reason: str) -> None:
-        """Say that there will be no blocks."""
-        self._refusal = reason
-        self._ready.set()
-
-    async def blocks(self) -> list[Any]:
-        """Wait until the blocks are decoded; return their references.
-
-        Raises:
-            RuntimeError: decoding failed.
-
-        """
-        await self._ready.wait()
-        if self._refusal is not None:
-            raise RuntimeError(self._refusal)
+    async def blocks(self) -> list[Any] | None:
+        """Wait for the decoding's end; return the blocks' references, or None if it failed."""
+        await self._settled.wait()
         return self._blocks
 
     async def post(self, update: Update) -> None:

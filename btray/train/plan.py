@@ -45,8 +45,14 @@ def place(config: TrainConfig) -> Placement:
             f"train.workers={config.workers} with train.gpu=always needs {config.workers} GPUs; "
             f"the cluster has {gpus}"
         )
-    default = max(1, min(MAX_DEFAULT_CPUS, usable_cores() // config.workers))
+    largest = _largest_node()
+    default = max(1, min(MAX_DEFAULT_CPUS, largest, usable_cores() // config.workers))
     cpus = config.cpus_per_worker or default
+    if cpus > largest:
+        raise UserError(
+            f"train.cpus_per_worker={cpus}: no node has {cpus} CPUs, the largest has {largest}; "
+            "lower it"
+        )
     if cpus * config.workers >= total.get("CPU", 0):
         raise UserError(
             f"train.workers={config.workers} with {cpus} CPUs each needs more than the cluster's "
@@ -54,3 +60,8 @@ def place(config: TrainConfig) -> Placement:
             "or train.cpus_per_worker"
         )
     return Placement(config.workers, cpus, use_gpu)
+
+
+def _largest_node() -> int:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(int(resources.get("CPU", 0)) for resources in nodes)

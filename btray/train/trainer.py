@@ -144,27 +144,29 @@ def _run_config(config: Config, folder: RunFolder) -> RunConfig:
 
 @contextmanager
 def _decoding(dataset: Dataset, config: Config, board: Any) -> Iterator[None]:  # noqa: ANN401
-    """Decode beside the start of the workers, which wait for the board to have the blocks."""
+    """Decode beside the start of the workers, which wait for the board to have the blocks.
+
+    When decoding fails they leave without a word, and its exception is raised at the end.
+    """
     failure: list[BaseException] = []
 
     def decode() -> None:
+        blocks = None
         try:
             blocks = decode_rows(dataset, ("train", "validation"), config.image)
-            ray.get(board.offer.remote(blocks))
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failure.append(error)
-            ray.get(board.refuse.remote(str(error)))
+        finally:
+            ray.get(board.offer.remote(blocks))
 
     thread = threading.Thread(target=decode, name="btray-decode", daemon=True)
     thread.start()
     try:
         yield
-    except ray.train.TrainingFailedError:
-        if failure:
-            raise failure[0] from None
-        raise
     finally:
         thread.join()
+    if failure:
+        raise failure[0]
 
 
 @contextmanager

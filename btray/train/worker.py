@@ -23,7 +23,7 @@ from btray.core.loop import Precision, first_non_finite, predict_logits, train_e
 from btray.core.metrics import metrics_from_confusion
 from btray.core.optim import create_optimizer, create_scheduler, inverse_frequency
 from btray.core.zoo import create_model
-from btray.data.stream import Rows, Shard
+from btray.data.stream import Blocks, Rows, Shard
 from btray.train.board import Update
 
 WEIGHTS = "model.safetensors"
@@ -56,7 +56,9 @@ class Progress:
 
 def train_worker(settings: dict[str, Any]) -> None:
     """Train on this rank's shard until the epochs, or the patience, are used up."""
-    Worker(**settings).run()
+    blocks = ray.get(settings["board"].blocks.remote())
+    if blocks is not None:
+        Worker(**settings, blocks=blocks).run()
 
 
 class Worker:
@@ -68,6 +70,7 @@ class Worker:
         class_names: tuple[str, ...],
         board: Any,  # noqa: ANN401 - a Ray actor handle
         threads: int,
+        blocks: Blocks,
     ) -> None:
         context = ray.train.get_context()
         self.config, self.class_names, self.board = config, class_names, board
@@ -77,7 +80,7 @@ class Worker:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         self.network = create_model(config.model, len(class_names), config.image.size)
-        self.shard = self._shard()
+        self.shard = self._shard(blocks)
         self.model = self._distribute(self.network)
         self.optimizer = create_optimizer(self.network, config.train)
         self.steps = self.shard.steps(config.data.batch_size)
@@ -95,8 +98,7 @@ class Worker:
             if not self._epoch(self.progress.next_epoch):
                 return
 
-    def _shard(self) -> Shard:
-        blocks = ray.get(self.board.blocks.remote())
+    def _shard(self, blocks: Blocks) -> Shard:
         rows = Rows.fetch(blocks, self.class_names, self.config.image.size)
         return Shard(
             rows,

@@ -1,0 +1,100 @@
+"""A data set any network learns in a few steps, and runs on it."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from btray.config import Config, resolve_config
+from btray.core.labels import CLASS_NAMES
+
+PER_CLASS = 60
+
+
+def texture(number: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise [48, 48] with nothing, horizontal or vertical stripes, or a chequerboard in it."""
+    pixels = rng.integers(0, 120, (48, 48))
+    rows, columns = (np.indices((48, 48)) + rng.integers(0, 12, (2, 1, 1))) // 6 % 2
+    patterns = (np.zeros_like(rows), rows, columns, rows ^ columns)
+    return (pixels + 130 * patterns[number]).astype(np.uint8)
+
+
+def read_here(source: object, items: tuple[object, ...]) -> Iterator[object]:
+    """The worker's own function, called in this process."""
+    from btray.data.reading import _item_table, read_items
+
+    yield from read_items(_item_table(items), source)
+
+
+@pytest.fixture(scope="session")
+def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from btray.data.importer import run_import
+    from btray.data.sources.imagefolder import ImageFolder
+
+    root = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(CLASS_NAMES):
+        (root / "images" / name).mkdir(parents=True)
+        for index in range(PER_CLASS):
+            picture = Image.fromarray(texture(number, rng))
+            picture.save(root / "images" / name / f"{index:03d}.png")
+    run_import(ImageFolder(str(root / "images")), str(root / "dataset"), reader=read_here)
+    return root / "dataset"
+
+
+@pytest.fixture(scope="session")
+def config_in(dataset_path: Path) -> Callable[..., Config]:
+    def make(folder: Path, name: str = "run", **settings: object) -> Config:
+        tree = {
+            "seed": 1,
+            "image": {"size": 32},
+            "data": {"dataset": str(dataset_path), "batch_size": 16},
+            "train": {"epochs": 3, "workers": 2, "patience": 0},
+            "run": {"storage": str(folder / "runs"), "name": name},
+        }
+        return resolve_config(tree, [f"{key}={value}" for key, value in settings.items()])
+
+    return make
+
+
+@pytest.fixture
+def make_config(config_in: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
+    return partial(config_in, tmp_path)
+
+
+class Killer:
+    """A display that kills one training worker once, in the middle of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.killed = False
+        self.attempts: list[int] = []
+
+    def show(self, update: dict[str, object]) -> None:
+        if update["kind"] == "attempt":
+            self.attempts.append(int(update["epoch"]))
+        if update["kind"] == "step" and update["epoch"] >= self.epoch and not self.killed:
+            self.killed = True
+            training_processes()[0].kill()
+
+
+def training_processes() -> list[psutil.Process]:
+    """The live worker processes of Ray Train below this process."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(cmdline(child))]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+@pytest.fixture
+def killer() -> type[Killer]:
+    return Killer

@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from ray.train import TrainingFailedError
+from safetensors.torch import load_file
+
+from btray.core.bundle import load_bundle
+from btray.data.dataset import Dataset
+from btray.errors import UserError
+from btray.evaluate.evaluate import evaluate_bundle
+from btray.train.storage import RunFolder
+from btray.train.trainer import fit, resume
+
+pytestmark = pytest.mark.cluster
+
+
+def scores(history):
+    """A history without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in history]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, config_in, tmp_path_factory):
+    return fit(config_in(tmp_path_factory.mktemp("undisturbed"), **{"train.epochs": 4}))
+
+
+def test_a_run_leaves_a_bundle_a_history_and_the_best_checkpoints(undisturbed):
+    run = undisturbed
+    assert [row["epoch"] for row in run.history] == list(range(4))
+    assert run.bundle.card.class_names == ("glioma", "meningioma", "notumor", "pituitary")
+    assert run.folder.local is not None
+    assert json.loads((run.folder.local / "history.json").read_text()) == run.history
+    assert load_bundle(str(run.folder.local)).version == run.bundle.version
+    checkpoints = list(run.folder.local.glob("checkpoint_*"))
+    assert 2 <= len(checkpoints) <= 3
+    assert (run.folder.local / "btray.log").stat().st_size
+
+
+def test_validation_counts_every_row_once(cluster, make_config, dataset_path):
+    dataset = Dataset.open(str(dataset_path))
+    run = fit(make_config(**{"train.epochs": 1, "data.evaluation_batch_size": 7}))
+    (checkpoint,) = run.folder.local.glob("checkpoint_*")
+    validation = load_file(checkpoint / "validation.safetensors")
+    evaluation = evaluate_bundle(run.bundle, dataset, "validation")
+    assert len(validation["labels"]) == dataset.count("validation")
+    assert validation["labels"].tolist() == evaluation.labels.tolist()
+    torch.testing.assert_close(
+        validation["logits"], torch.from_numpy(evaluation.logits), rtol=0, atol=1e-5
+    )
+    assert run.history[0]["val_accuracy"] == evaluation.metrics["accuracy"]
+
+
+def test_same_seed_gives_the_same_metrics_and_weights(undisturbed, make_config):
+    again = fit(make_config("again", **{"train.epochs": 4}))
+    assert scores(again.history) == scores(undisturbed.history)
+    for name, weights in undisturbed.bundle.weights.items():
+        assert torch.equal(weights, again.bundle.weights[name]), name
+
+
+def test_another_seed_gives_other_metrics(undisturbed, make_config):
+    other = fit(make_config("other", seed=2, **{"train.epochs": 1}))
+    assert scores(other.history) != scores(undisturbed.history)[:1]
+
+
+def test_one_worker_and_two_learn_alike(cluster, make_config):
+    one = fit(make_config("one", **{"train.epochs": 8, "train.workers": 1}))
+    two = fit(make_config("two", **{"train.epochs": 8, "train.workers": 2}))
+    assert min(one.history[-1]["val_accuracy"], two.history[-1]["val_accuracy"]) > 0.9
+    assert abs(one.history[0]["train_loss"] - two.history[0]["train_loss"]) < 0.1
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(undisturbed, make_config, killer):
+    display = killer(epoch=1)
+    run = fit(make_config("killed", **{"train.epochs": 4}), display)
+    assert display.killed
+    assert len(display.attempts) == 2
+    assert display.attempts[1] >= 1
+    assert scores(run.history) == scores(undisturbed.history)
+
+
+def test_a_failed_run_is_resumed(undisturbed, make_config, killer):
+    settings = {"train.epochs": 4, "train.max_failures": 0}
+    config = make_config("failed", **settings)
+    with pytest.raises(TrainingFailedError):
+        fit(config, killer(epoch=1))
+    folder = f"{config.run.storage}/failed"
+    with pytest.raises(UserError, match="--resume"):
+        fit(config)
+    run = resume(folder)
+    assert scores(run.history) == scores(undisturbed.history)
+    with pytest.raises(UserError, match="finished"):
+        resume(folder)
+
+
+def test_patience_ends_a_run(cluster, make_config):
+    still = {"train.epochs": 6, "train.patience": 2, "train.learning_rate": 1e-12}
+    run = fit(make_config(**still))
+    assert len(run.history) == 3
+
+
+def test_a_diverging_loss_is_one_clear_line(cluster, make_config):
+    wild = {"train.optimizer": "sgd", "train.learning_rate": 1e30, "train.gradient_clip": 0}
+    config = make_config(**wild, **{"train.warmup_epochs": 0})
+    with pytest.raises(UserError, match="training diverged.*learning_rate") as error:
+        fit(config)
+    assert "\n" not in str(error.value)
+    assert not RunFolder.locate(f"{config.run.storage}/run").finished()
+
+
+def test_class_weights_change_the_loss(undisturbed, make_config):
+    settings = {"train.epochs": 1, "train.class_weights": True, "train.label_smoothing": 0.2}
+    weighted = fit(make_config("weighted", **settings))
+    assert weighted.history[0]["train_loss"] != undisturbed.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"model.name": "resnet19"}, "resnet18"),
+        ({"data.batch_size": 1000}, "lower it"),
+        ({"data.dataset": "/nowhere"}, "no btray data set"),
+        ({"train.workers": 64, "data.batch_size": 64}, "lower train.workers"),
+        ({"train.gpu": "always"}, "GPUs"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_made(
+    cluster, make_config, setting, message, tmp_path
+):
+    with pytest.raises(UserError, match=message):
+        fit(make_config(**setting))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_data_set_is_one_clear_line(cluster, make_config, dataset_path, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(dataset_path, damaged)
+    part = next((damaged / "rows").iterdir())
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged: its rows are missing or damaged") as error:
+        fit(make_config(**{"data.dataset": str(damaged)}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_that_cannot_be_decoded_is_named(cluster, make_config, dataset_path, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(dataset_path, damaged)
+    part = next((damaged / "rows").iterdir())
+    rows = pyarrow.parquet.read_table(part)
+    images = [rows["image"][0].as_py()[:100], *rows["image"].to_pylist()[1:]]
+    where = rows.column_names.index("image")
+    pyarrow.parquet.write_table(rows.set_column(where, "image", pa.array(images)), part)
+    with pytest.raises(UserError, match=f"row with sha256 {rows['sha256'][0]}") as error:
+        fit(make_config(**{"data.dataset": str(damaged)}))
+    assert "\n" not in str(error.value)
