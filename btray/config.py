@@ -95,7 +95,7 @@ class TrainConfig(Section):
     """Peak learning rate for one optimizer step of `data.batch_size` images."""
     weight_decay: float = Field(default=0.02, ge=0)
     """Decoupled weight decay (AdamW) or L2 (SGD); not applied to biases and norms."""
-    warmup_epochs: float = Field(default=1.0, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0)
     """Epochs of linear warm-up before the cosine decay to zero."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Probability mass spread over all classes."""

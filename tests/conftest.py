@@ -1,32 +1,38 @@
 """What any test may use: one shared Ray cluster, the real slices, seeded property tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from btray.core.bundle import Bundle
 
 settings.register_profile("btray", deadline=None, derandomize=True, database=None)
 settings.load_profile("btray")
 
 
 def slices_root() -> Path | None:
-    """Return the folder of real slices (BTRAY_DATA, else ../shared/data), if it is there."""
+    """Return the data set in BTRAY_DATA (else ../shared/data), if it is there."""
     default = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("BTRAY_DATA") or default)
+    root = Path(os.environ.get("BTRAY_DATA") or default) / "brain-tumor-mri"
     return root if root.is_dir() else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses `cluster` and `slices`; skip what needs slices that are not there."""
-    absent = pytest.mark.skip(reason="no real slices: set BTRAY_DATA to their folder")
+    """Mark what uses `cluster` and `real_slices`; skip what needs slices that are not there."""
+    absent = pytest.mark.skip(
+        reason="no real slices: set BTRAY_DATA to the folder of brain-tumor-mri"
+    )
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "cluster" in fixtures:
             item.add_marker("cluster")
-        if "slices" in fixtures:
+        if "real_slices" in fixtures:
             item.add_marker("real")
         if item.get_closest_marker("real") and slices_root() is None:
             item.add_marker(absent)
@@ -47,8 +53,61 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def slices() -> Path:
-    """The folder under which the real slices lie."""
+def real_slices() -> Path:
+    """The folder `brain-tumor-mri` with the real slices, as its authors laid it out."""
     root = slices_root()
     assert root is not None, "unreachable: the test was skipped"
     return root
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> "Callable[..., Bundle]":
+    """Write the bundle of an untrained compact network; changes are fields of its card."""
+    import torch
+
+    from btray.config import Config, ImageConfig
+    from btray.core.bundle import FORMAT_VERSION, Card, Provenance, save_bundle
+    from btray.core.calibration import Calibration
+    from btray.core.labels import CLASS_NAMES
+    from btray.core.zoo import create_model
+
+    def make(directory: Path, **changes: object) -> "Bundle":
+        fields: dict[str, object] = {
+            "format_version": FORMAT_VERSION,
+            "name": "tiny",
+            "class_names": CLASS_NAMES,
+            "model": Config().model,
+            "image": ImageConfig(size=32),
+            "metrics": {"val_accuracy": 0.5},
+            "calibration": Calibration(
+                temperature=1.5, coverage=0.95, set_threshold=0.2, ood_threshold=0.0, rows=40
+            ),
+            "provenance": Provenance(
+                btray_version="0",
+                code_version=None,
+                data_hash="0" * 64,
+                seed=0,
+                run="tiny-run",
+                epoch=1,
+                created="2026-01-01T00:00:00+00:00",
+            ),
+            "train_config": Config().model_dump(mode="json"),
+            "weights_sha256": "",
+        }
+        card = Card.model_validate(fields | changes)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = create_model(card.model, len(card.class_names), card.image.size)
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        weights["head.weight"] *= 100  # so that images do not all get the same answer
+        return save_bundle(directory, weights, card)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    make_bundle: "Callable[..., Bundle]", tmp_path_factory: pytest.TempPathFactory
+) -> "Bundle":
+    """A bundle on disk for all tests to read; a test that alters one makes its own."""
+    return make_bundle(tmp_path_factory.mktemp("tiny") / "bundle")

@@ -1,5 +1,6 @@
 """The `btray` command: one file a group of commands."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -16,7 +17,6 @@ from btray.version import __version__
 
 app = typer.Typer(
     name="btray",
-    help="Classify brain tumours in MRI slices on Ray. Research use only: not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -46,13 +46,16 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Options of every command."""
+    """Classify brain tumours in MRI slices on Ray. Research use only: not a medical device."""
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"btray: {error}", markup=False, highlight=False)
+        console = Console(stderr=True, soft_wrap=True, emoji=False)
+        console.print(f"btray: {error}", markup=False, highlight=False)
         sys.exit(2)

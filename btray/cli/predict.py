@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -46,10 +47,10 @@ def predict(
     """
     if bundle is None:
         raise UserError("--bundle is missing; give the bundle of a run, such as runs/NAME/bundle")
+    files = find_images(paths)
     from btray.core.bundle import load_bundle
     from btray.core.predictor import Predictor
 
-    files = find_images(paths)
     predictor = Predictor(load_bundle(bundle))
     rows = answer(predictor, files)
     failed = _print_lines(rows) if output is Format.jsonl else _print_table(rows, len(files))
@@ -64,20 +65,24 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
         UserError: something that is not there, or nothing found.
 
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for argument in arguments:
-        path = Path(argument).expanduser()
-        matches = [path] if path.exists() else _matches(argument)
+        matches = _matches(argument)
         if not matches:
             raise UserError(f"{argument}: no such file or folder, and no match as a pattern")
         images = [image for match in matches for image in _images_in(match)]
         if not images:
             raise UserError(f"{argument}: no image in it")
-        found |= dict.fromkeys(images)
-    return list(found)
+        for image in images:
+            found.setdefault(image.absolute(), image)
+    return list(found.values())
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(argument: str) -> list[Path]:
+    """Return what an argument names as it is, else what it matches as a pattern."""
+    pattern = os.path.expanduser(argument)  # noqa: PTH111 - leaves an unknown user's as it is
+    if os.path.lexists(pattern):
+        return [Path(pattern)]
     return sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - from any root
 
 
@@ -120,7 +125,7 @@ def _print_lines(rows: Iterator[Row]) -> int:
     """Print rows as they come; return how many are errors."""
     failed = 0
     for row in rows:
-        sys.stdout.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
         sys.stdout.flush()
         failed += "error" in row
     return failed
@@ -135,7 +140,7 @@ def _print_table(rows: Iterator[Row], total: int) -> int:
             table.add_row(*map(escape, _cells(row)))
             failed += "error" in row
             report(done, total)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(table)
     console.print("Research use only: not a medical device.")
     return failed

@@ -146,11 +146,11 @@ def _read_card(uri: str) -> dict[str, Any] | None:
         version = fields["format_version"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{where}: damaged; export the bundle again") from None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{uri}: bundle of format version {version}, this btray reads {FORMAT_VERSION}; "
+            f"{uri}: bundle of format version {version!r}, this btray reads {FORMAT_VERSION}; "
             "use the btray that wrote it"
         )
     return fields

@@ -12,37 +12,43 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system of a folder or URI and the path inside it.
 
     Raises:
-        UserError: a URI pyarrow cannot parse or whose scheme it does not know.
+        UserError: a URI pyarrow cannot parse or whose scheme it does not know, or a path
+            no file can have.
 
     """
     if "://" not in uri:
-        return pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+        return pyarrow.fs.LocalFileSystem(), str(_local(uri))
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: not a usable location: {error}") from None
+        detail = str(error).partition("\n")[0]
+        raise UserError(f"{uri}: not a usable location: {detail}") from None
     return filesystem, path.rstrip("/")
 
 
 def join(uri: str, name: str) -> str:
     """Return the folder or URI of something inside another; a URI's query stays last."""
-    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
+    if "://" not in uri:
+        return f"{uri.rstrip('/')}/{name}" if uri else name
+    place, mark, query = uri.partition("?")
+    return f"{_root_or(place)}/{name}{mark}{query}"
 
 
 def split(uri: str) -> tuple[str, str]:
     """Return the folder or URI something is inside of, and its name: the reverse of `join`."""
     if "://" not in uri:
-        path = Path(uri).expanduser().absolute()
+        path = _local(uri)
         return str(path.parent), path.name
     place, mark, query = uri.partition("?")
-    parent, _, name = place.rstrip("/").rpartition("/")
+    parent, _, name = _root_or(place).rpartition("/")
+    if not parent.rpartition(":")[2].strip("/"):
+        parent += "/"  # of `s3://bucket` and `file:///name`
     return f"{parent}{mark}{query}", name
 
 
 def absolute(uri: str) -> str:
     """Return the same place under a name that does not depend on the current folder."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    return uri if "://" in uri else str(_local(uri))
 
 
 def exists(uri: str) -> bool:
@@ -71,6 +77,21 @@ def read(uri: str) -> bytes:
         raise FileNotFoundError(uri) from None
     except OSError as error:
         raise UserError(f"{uri}: cannot be read: {reason(error)}") from None
+
+
+def _local(path: str) -> Path:
+    if "\0" in path:
+        raise UserError(f"{path!r}: not a usable location: no file has such a name")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"{path}: not a usable location: no such user") from None
+
+
+def _root_or(place: str) -> str:
+    """Leave out the slashes at the end, but for those without which a URI is none."""
+    bare = place.rstrip("/")
+    return place[:-1] if bare.endswith(":") else bare
 
 
 def reason(error: OSError) -> str:

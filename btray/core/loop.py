@@ -69,7 +69,7 @@ def train_epoch(
     return torch.stack(losses)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a network that keeps what it computed can train on
 def predict_logits(model: nn.Module, batches: Iterable[Tensor], precision: Precision) -> Tensor:
     """Return float32 logits [rows, classes] on the CPU for batches of images."""
     model.eval()

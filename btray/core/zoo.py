@@ -120,7 +120,7 @@ def _is_built_for_one_size(name: str) -> bool:
     return settings is not None and bool(settings.fixed_input_size)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _try_on(model: nn.Module, image_size: int) -> None:
     model.eval()(torch.zeros(1, 1, image_size, image_size))
     model.train()

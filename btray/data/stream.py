@@ -10,6 +10,7 @@ worker and many see the same global batches, and an epoch starts at once.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ray.data.expressions import col
 from ray.exceptions import RayTaskError
 
+from btray.cluster import usable_cores
 from btray.config import AugmentConfig, ImageConfig
 from btray.core.augment import augment, batch_generator
 from btray.core.images import ImageError, decode
@@ -26,6 +28,8 @@ from btray.core.preprocess import normalise, to_square, to_unit
 from btray.data.context import data_context
 from btray.data.dataset import ROWS, Dataset
 from btray.errors import UserError
+
+_ROWS_PER_TASK: Final = 128
 
 Blocks = list["ray.ObjectRef[pa.Table]"]
 
@@ -36,13 +40,22 @@ def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.
     Columns: `square` (size x size bytes), `label`, `split` and `sha256` (text). To be made
     and consumed inside `readable`.
     """
-    rows = ray.data.read_parquet(f"{dataset.path}/{ROWS}", filesystem=dataset.filesystem)
+    rows = ray.data.read_parquet(
+        f"{dataset.path}/{ROWS}",
+        filesystem=dataset.filesystem,
+        override_num_blocks=_blocks(dataset.manifest.rows),
+    )
     wanted = rows.filter(expr=col("split").is_in(list(splits)))
     return wanted.select_columns(["image", "label", "split", "sha256"]).map_batches(
         _decode_table,  # type: ignore[arg-type]  # a batch is an Arrow table here
         batch_format="pyarrow",
         fn_kwargs={"image": image},
     )
+
+
+def _blocks(rows: int) -> int:
+    """Return into how many tasks reading is cut: enough for all cores, none too small."""
+    return max(1, min(rows // _ROWS_PER_TASK, 4 * usable_cores()))
 
 
 def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> Blocks:

@@ -17,7 +17,7 @@ from btray.core.calibration import calibrated
 from btray.core.metrics import Scores, evaluate_probabilities, roc_points
 from btray.core.predictor import Predictor
 from btray.data.dataset import Dataset
-from btray.data.stream import decoded, pixels
+from btray.data.stream import decoded, pixels, readable
 from btray.errors import UserError
 
 BATCH: Final = 64
@@ -60,10 +60,11 @@ def evaluate_bundle(
     cluster.connect()
     total = dataset.count(split)
     tables = []
-    for table in _scored(bundle, dataset, split, _actors(total)):
-        tables.append(table)
-        if progress is not None:
-            progress(sum(done.num_rows for done in tables), total)
+    with readable(dataset):
+        for table in _scored(bundle, dataset, split, _actors(total)):
+            tables.append(table)
+            if progress is not None:
+                progress(sum(done.num_rows for done in tables), total)
     rows = pa.concat_tables(tables)
     if rows.num_rows != total:
         raise RuntimeError(f"{rows.num_rows} rows were scored of {total}")

@@ -41,7 +41,8 @@ def export_bundle(checkpoint: Path, directory: Path, config: Config, dataset: Da
             run=config.run.name,
             epoch=int(metrics["epoch"]),
         ),
-        train_config=config.model_dump(mode="json"),
+        # Places may name people, and mean nothing elsewhere.
+        train_config=config.model_dump(mode="json", exclude={"run": True, "data": {"dataset"}}),
         weights_sha256="",
     )
     return save_bundle(directory, load_file(checkpoint / WEIGHTS), card)
