@@ -33,8 +33,9 @@ from btray.core.loop import Precision, train_epoch
 from btray.core.optim import create_optimizer, create_scheduler
 from btray.core.zoo import create_model
 from btray.data.dataset import Dataset
+from btray.data.decoding import decode_rows
 from btray.data.sources.phantom import phantom_patient, phantom_plan
-from btray.data.stream import Rows, Shard, decode_rows
+from btray.data.stream import Rows, Shard
 
 SIZE, BATCH, CLASSES = 160, 32, 4
 STEPS, WARM_UP = 50, 8
@@ -217,7 +218,7 @@ class Clock:
         return (len(times) - 1) * BATCH / (times[-1] - times[0])
 
 
-def btray(*arguments: str, on_line: Callable[[str], None] = lambda line: None) -> None:
+def btray(*arguments: str, on_line: Callable[[str], object] = str) -> None:
     """Run the command; fail with what it said."""
     command = [sys.executable, "-m", "btray", *arguments]
     said = []

@@ -47,9 +47,20 @@ def cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        # Workers keep the environment they are started in; a test's S3 server takes any key.
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         connect()
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def cluster_address(cluster: None) -> str:
+    """Where the session's cluster is."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +122,14 @@ def tiny_bundle(
 ) -> "Bundle":
     """A bundle on disk for all tests to read; a test that alters one makes its own."""
     return make_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def phantom(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of synthetic slices."""
+    from btray.data.importer import import_dataset
+    from btray.data.sources.phantom_source import PhantomSource
+
+    folder = tmp_path_factory.mktemp("synthetic") / "phantom"
+    import_dataset(PhantomSource(160), str(folder))
+    return folder

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from btray.cli.loading import loading
 from btray.cli.progress import counting
 
 
@@ -19,12 +20,17 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a bundle on a split; write metrics.json, report.html, report.md and pictures."""
-    from btray.core.bundle import load_bundle
+    from btray.cluster import connect
     from btray.data.dataset import Dataset
+
+    data = Dataset.open(dataset)
+    with loading("btray.evaluate.evaluate", "btray.evaluate.report"):
+        connect()
+    from btray.core.bundle import load_bundle
     from btray.evaluate.evaluate import evaluate_bundle
     from btray.evaluate.report import NOTICE, score_rows, write_report
 
-    opened, data = load_bundle(bundle), Dataset.open(dataset)
+    opened = load_bundle(bundle)
     with counting("evaluating") as progress:
         evaluation = evaluate_bundle(opened, data, split, progress)
     directory = out or Path(f"evaluation-{split}")

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from btray.cli.config import ConfigFile, Overrides
+from btray.cli.loading import loading
 from btray.config import load_config
 from btray.errors import UserError
 
@@ -30,8 +31,15 @@ def train(
     if resume and (config or settings):
         raise UserError("--resume goes on with the run's own settings; leave the others out")
     resolved = load_config(config, settings)
-    from btray.core.bundle import FOLDER
+    from btray.cluster import connect
     from btray.core.files import join
+    from btray.train.inputs import open_training_data
+
+    if not resume:
+        open_training_data(resolved)
+    with loading("btray.train.trainer", "btray.train.plots"):
+        connect()
+    from btray.core.bundle import FOLDER
     from btray.train.plots import plot_history
     from btray.train.progress import ConsoleDisplay
     from btray.train.trainer import fit

@@ -11,7 +11,8 @@ from btray.core.bundle import Bundle
 from btray.core.calibration import calibrated, energy
 from btray.core.images import ImageError, decode
 from btray.core.loop import Precision, predict_logits
-from btray.core.preprocess import normalise, to_square, to_unit
+from btray.core.preprocess import to_square
+from btray.core.tensors import normalise, to_unit
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Pixels to network input: the very same functions in training and in serving."""
+"""Pixels to squares: the very same function in training and in serving.
+
+Pillow alone, so that processes that only decode need not load torch, and the result is the
+same on every processor (torch's own resize differs with the vector unit).
+"""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+from PIL import Image
 
 from btray.config import ImageConfig
 
@@ -21,20 +23,8 @@ def to_square(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np.uint8
     else:
         ratio = size / max(height, width)
         new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
-    resized = transforms.resize(
-        torch.from_numpy(np.array(image, copy=True))[None], [new_height, new_width], antialias=True
-    )
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
     square = np.zeros((size, size), dtype=np.uint8)
     top, left = (size - new_height) // 2, (size - new_width) // 2
-    square[top : top + new_height, left : left + new_width] = resized[0].numpy()
+    square[top : top + new_height, left : left + new_width] = np.asarray(resized)
     return square
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Scale uint8 [batch, size, size] to float32 [batch, 1, size, size] in 0..1."""
-    return images.unsqueeze(1).to(torch.float32).div_(255)
-
-
-def normalise(images: Tensor, config: ImageConfig) -> Tensor:
-    """Subtract the mean and divide by the standard deviation, in place; 0..1 in."""
-    return images.sub_(config.mean).div_(config.std)

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 import ray
-import torch
 
 from btray.cluster import connect
 from btray.core.images import ImageError
@@ -47,7 +46,6 @@ def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
 
 def read_items(table: pa.Table, source: Source) -> Iterator[pa.Table]:
     """Read and measure a table of items; yields tables of READ_SCHEMA of bounded size."""
-    torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     size = 0
     for fields_ in table.to_pylist():

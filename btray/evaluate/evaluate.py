@@ -17,7 +17,8 @@ from btray.core.calibration import calibrated
 from btray.core.metrics import Scores, evaluate_probabilities, roc_points
 from btray.core.predictor import Predictor
 from btray.data.dataset import Dataset
-from btray.data.stream import decoded, pixels, readable
+from btray.data.decoding import decoded, readable
+from btray.data.stream import pixels
 from btray.errors import UserError
 
 BATCH: Final = 64

@@ -20,14 +20,15 @@ from btray.core.bundle import FOLDER as BUNDLE
 from btray.core.bundle import Bundle
 from btray.core.zoo import create_model
 from btray.data.dataset import Dataset
-from btray.data.stream import decode_rows
+from btray.data.decoding import decode_rows
 from btray.errors import UserError
 from btray.train.board import Board
+from btray.train.entry import train_worker
 from btray.train.export import export_bundle, read_progress
+from btray.train.inputs import open_training_data
 from btray.train.plan import place
 from btray.train.progress import Display, follow
 from btray.train.storage import RunFolder
-from btray.train.worker import train_worker
 
 METRIC = "val_macro_f1"
 
@@ -102,27 +103,6 @@ def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display |
     if news.diverged is not None:
         raise UserError(_divergence(news.diverged, config, folder))
     return _finish(config, dataset, folder, result)
-
-
-def open_training_data(config: Config) -> Dataset:
-    """Open the data set of a run and check that it can be trained on.
-
-    Raises:
-        UserError: no data set, an empty split, or fewer rows than one batch.
-
-    """
-    if config.data.dataset is None:
-        raise UserError("data.dataset is not set; name a data set, such as --data data/phantom")
-    dataset = Dataset.open(config.data.dataset)
-    for split in ("train", "validation"):
-        if not dataset.count(split):
-            raise UserError(f"{dataset.uri}: the {split} split is empty; import the data again")
-    if dataset.count("train") < config.data.batch_size:
-        raise UserError(
-            f"{dataset.uri}: {dataset.count('train')} training images are fewer than "
-            f"data.batch_size={config.data.batch_size}; lower it"
-        )
-    return dataset
 
 
 def _run_config(config: Config, folder: RunFolder) -> RunConfig:

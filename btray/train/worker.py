@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from btray.config import Config
 from btray.core.loop import Precision, first_non_finite, predict_logits, train_epoch
-from btray.core.metrics import metrics_from_confusion
 from btray.core.optim import create_optimizer, create_scheduler, inverse_frequency
 from btray.core.zoo import create_model
-from btray.data.stream import Blocks, Rows, Shard
+from btray.data.decoding import Blocks
+from btray.data.stream import Rows, Shard
 from btray.train.board import Update
 
 WEIGHTS = "model.safetensors"
@@ -52,13 +52,6 @@ class Progress:
     def exhausted(self, patience: int) -> bool:
         """Say whether validation macro-F1 has not improved for `patience` epochs."""
         return bool(patience) and self.next_epoch - 1 - self.best_epoch >= patience
-
-
-def train_worker(settings: dict[str, Any]) -> None:
-    """Train on this rank's shard until the epochs, or the patience, are used up."""
-    blocks = ray.get(settings["board"].blocks.remote())
-    if blocks is not None:
-        Worker(**settings, blocks=blocks).run()
 
 
 class Worker:
@@ -260,6 +253,9 @@ class StepNews:
 
 def validation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return loss, accuracy and macro-F1 of logits [rows, classes], keys `val_…`."""
+    # scikit-learn takes a second to load: not before the first step.
+    from btray.core.metrics import metrics_from_confusion
+
     classes = logits.shape[1]
     counts = torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2)
     scores = metrics_from_confusion(counts.view(classes, classes).numpy())

@@ -24,7 +24,7 @@ def test_rows_of_one_split(stored):
 
 def test_images_by_source(stored, tmp_path):
     name = "glioma/glioma-001.png"
-    assert Dataset.open(str(stored)).images([name]) == {
+    assert Dataset.open(str(stored)).images("source", [name]) == {
         name: (tmp_path / "images" / name).read_bytes()
     }
 

@@ -40,7 +40,7 @@ def test_missing_gpus_are_refused(resources):
 
 def test_workers_that_leave_no_core_for_reading_are_refused(resources):
     resources(4)
-    with pytest.raises(UserError, match="lower train.workers"):
+    with pytest.raises(UserError, match=r"lower train\.workers"):
         place(TrainConfig(workers=4))
 
 

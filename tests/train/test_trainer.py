@@ -105,7 +105,7 @@ def test_patience_ends_a_run(cluster, make_config):
 def test_a_diverging_loss_is_one_clear_line(cluster, make_config):
     wild = {"train.optimizer": "sgd", "train.learning_rate": 1e30, "train.gradient_clip": 0}
     config = make_config(**wild, **{"train.warmup_epochs": 0})
-    with pytest.raises(UserError, match="training diverged.*learning_rate") as error:
+    with pytest.raises(UserError, match=r"training diverged.*learning_rate") as error:
         fit(config)
     assert "\n" not in str(error.value)
     assert not RunFolder.locate(f"{config.run.storage}/run").finished()

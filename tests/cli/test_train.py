@@ -1,0 +1,42 @@
+import pytest
+from typer.testing import CliRunner
+
+from btray.cli import app
+from btray.errors import UserError
+
+pytestmark = pytest.mark.cluster
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_train_prints_the_bundle_and_draws_the_curves(phantom, tmp_path):
+    storage = tmp_path / "runs"
+    settings = ("image.size=32", "data.batch_size=16", "train.epochs=2", f"run.storage={storage}")
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = run("train", "--data", phantom, "--name", "a", *options)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(storage / "a" / "bundle")
+    assert "first step taken" in done.stderr
+    assert "epoch   2/2" in done.stderr
+    assert "best epoch" in done.stderr
+    assert (storage / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    again = run("train", "--resume", storage / "a")
+    assert isinstance(again.exception, UserError)
+    assert "finished" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--resume", "x", "--set", "seed=1"), "leave the others out"),
+        (("--resume", "/nowhere/run"), "no run to resume"),
+        (("--data", "/nowhere"), "no btray data set"),
+        ((), "data.dataset is not set"),
+    ],
+)
+def test_mistakes(cluster, arguments, message):
+    done = run("train", *arguments)
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
