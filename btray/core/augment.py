@@ -61,13 +61,13 @@ def _change_intensity(images: Tensor, config: AugmentConfig, generator: torch.Ge
     gamma, contrast, brightness = (
         1 + draw(config.gamma),
         1 + draw(config.contrast),
-        draw(config.brightness),
+        1 + draw(config.brightness),
     )
     if config.gamma:
         images = images.clamp_(min=1e-6).pow_(gamma)
     centre = images.mean(dim=(1, 2, 3), keepdim=True)
-    # Background stays black under a shift of brightness: it is scaled by the image itself.
-    images = (images - centre).mul_(contrast).add_(centre).mul_(1 + brightness)
+    # Contrast around the mean, then brightness as a factor, so that black stays about black.
+    images = torch.addcmul(centre * (1 - contrast) * brightness, images, contrast * brightness)
     if config.noise:
         strength = draw(config.noise).abs()
         noise = torch.empty_like(images, device="cpu").normal_(generator=generator).to(device)

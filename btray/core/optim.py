@@ -19,7 +19,7 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         momentum=0.9,
-        foreach=True,
+        fused=True,
     )
     return optimizer
 

@@ -45,7 +45,7 @@ def follow(board: Any, display: Display | None) -> Iterator[News]:  # noqa: ANN4
                 display.show(update)
 
     def poll() -> None:
-        while not stop.wait(0.25):
+        while not stop.wait(0.5):
             drain()
 
     thread = threading.Thread(target=poll, name="btray-progress", daemon=True)

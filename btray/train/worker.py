@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from btray.config import Config
+from btray.core.allocator import keep_freed_memory
 from btray.core.loop import Precision, first_non_finite, predict_logits, train_epoch
 from btray.core.optim import create_optimizer, create_scheduler, inverse_frequency
 from btray.core.zoo import create_model
@@ -70,6 +71,7 @@ class Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.precision = Precision.choose(config.train.precision, self.device)
+        keep_freed_memory()
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         self.network = create_model(config.model, len(class_names), config.image.size)
@@ -222,7 +224,7 @@ class Worker:
 
 
 class StepNews:
-    """Tells the board how an epoch goes, at the first step and then twice a second."""
+    """Tells the board how an epoch goes, at the first step and then once a second."""
 
     def __init__(self, worker: Worker, epoch: int) -> None:
         self.worker, self.epoch = worker, epoch
@@ -231,7 +233,7 @@ class StepNews:
     def on_step(self, step: int, loss: Tensor) -> None:
         """Post the loss and the rate, if it is time to."""
         now = time.perf_counter()
-        if step and now - self.told < 0.5:
+        if step and now - self.told < 1:
             return
         self.told = now
         worker, done = self.worker, step + 1

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 
 from btray.core.bundle import save_bundle
 from btray.core.predictor import Predictor
-from btray.data.stream import _decode_table
+from btray.data.decoding import _decode_table
 from btray.errors import UserError
 from btray.evaluate import evaluate
 from btray.evaluate.evaluate import BATCH, Scorer, evaluate_bundle
