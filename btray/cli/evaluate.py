@@ -28,12 +28,13 @@ def evaluate(
         connect()
     from btray.core.bundle import load_bundle
     from btray.evaluate.evaluate import evaluate_bundle
-    from btray.evaluate.report import NOTICE, score_rows, write_report
+    from btray.evaluate.report import NOTICE, prepare, score_rows, write_report
 
     opened = load_bundle(bundle)
+    directory = out or Path(f"evaluation-{split}")
+    prepare(directory)
     with counting("evaluating") as progress:
         evaluation = evaluate_bundle(opened, data, split, progress)
-    directory = out or Path(f"evaluation-{split}")
     write_report(evaluation, opened, data, directory)
     header, *rows = score_rows(evaluation.metrics)
     table = Table(*header)

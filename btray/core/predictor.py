@@ -50,7 +50,10 @@ class Predictor:
         """Return logits [batch, classes] of prepared images [batch, size, size]."""
         images = to_unit(torch.from_numpy(squares).to(self.device))
         batch = normalise(images, self.bundle.card.image)
-        return np.asarray(predict_logits(self.network, [batch], self.precision).numpy())
+        logits = np.asarray(predict_logits(self.network, [batch], self.precision).numpy())
+        if not np.isfinite(logits).all():
+            raise RuntimeError(f"{self.bundle.uri}: the network's answer is not a number")
+        return logits
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction | ImageError]:
         """Answer for each of some encoded images, or say why it cannot be used."""

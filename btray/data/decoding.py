@@ -35,19 +35,20 @@ def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.
     rows = ray.data.read_parquet(
         f"{dataset.path}/{ROWS}",
         filesystem=dataset.filesystem,
-        override_num_blocks=_blocks(dataset.manifest.rows),
+        override_num_blocks=tasks(dataset),
     )
     wanted = rows.filter(expr=col("split").is_in(list(splits)))
     return wanted.select_columns(["image", "label", "split", "sha256"]).map_batches(
         _decode_table,  # type: ignore[arg-type]  # a batch is an Arrow table here
         batch_format="pyarrow",
         fn_kwargs={"image": image},
-        compute=TaskPoolStrategy(size=usable_cores()),
+        compute=TaskPoolStrategy(size=min(usable_cores(), tasks(dataset))),
     )
 
 
-def _blocks(rows: int) -> int:
-    return max(1, rows // _ROWS_PER_TASK)
+def tasks(dataset: Dataset) -> int:
+    """Return into how many tasks the reading of a data set is cut."""
+    return max(1, dataset.manifest.rows // _ROWS_PER_TASK)
 
 
 def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> Blocks:

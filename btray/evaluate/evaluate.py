@@ -17,7 +17,7 @@ from btray.core.calibration import calibrated
 from btray.core.metrics import Scores, evaluate_probabilities, roc_points
 from btray.core.predictor import Predictor
 from btray.data.dataset import Dataset
-from btray.data.decoding import decoded, readable
+from btray.data.decoding import decoded, readable, tasks
 from btray.data.stream import pixels
 from btray.errors import UserError
 
@@ -62,7 +62,7 @@ def evaluate_bundle(
     total = dataset.count(split)
     tables = []
     with readable(dataset):
-        for table in _scored(bundle, dataset, split, _actors(total)):
+        for table in _scored(bundle, dataset, split):
             tables.append(table)
             if progress is not None:
                 progress(sum(done.num_rows for done in tables), total)
@@ -86,14 +86,11 @@ def _check(bundle: Bundle, dataset: Dataset, split: str) -> None:
         )
 
 
-def _actors(rows: int) -> int:
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    return max(1, min(gpus or cluster.usable_cores(), rows // _ROWS_PER_ACTOR))
-
-
-def _scored(bundle: Bundle, dataset: Dataset, split: str, actors: int) -> Iterator[pa.Table]:
+def _scored(bundle: Bundle, dataset: Dataset, split: str) -> Iterator[pa.Table]:
     """Yield tables of `sha256`, `label` and `logits` (a list a row), in stored order."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
+    worthwhile = min(dataset.count(split) // _ROWS_PER_ACTOR, tasks(dataset))
+    actors = max(1, min(gpus or cluster.usable_cores(), worthwhile))
     rows = decoded(dataset, (split,), bundle.card.image).map_batches(
         Scorer,
         batch_size=BATCH,

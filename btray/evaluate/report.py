@@ -52,13 +52,21 @@ def write_report(
         "report.html": _render("report.html.j2", evaluation, bundle.card, pictures),
         **pictures,
     }
+    prepare(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (directory / name).write_bytes(data)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written: {reason(error)}") from None
     return list(files)
+
+
+def prepare(directory: Path) -> None:
+    """Make the folder of a report; raises UserError if that cannot be done."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {reason(error)}") from None
 
 
 def score_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:

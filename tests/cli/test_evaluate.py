@@ -52,7 +52,7 @@ def test_no_data_set(tiny_bundle, tmp_path):
     assert "no btray data set" in str(result.exception)
 
 
-def test_no_bundle(tmp_path):
-    result = run(tmp_path, tmp_path)
+def test_no_bundle(phantom, tmp_path):
+    result = run(tmp_path, phantom)
     assert isinstance(result.exception, UserError)
     assert "no bundle" in str(result.exception)
