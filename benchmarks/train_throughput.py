@@ -3,7 +3,8 @@
 Usage: python benchmarks/train_throughput.py [--images 2048] [--rounds 2] [MODEL …]
 
 Same model, same 160-px images, batch 32, all cores, one run:
-  limit   the same optimiser step on tensors that lie ready
+  limit   the same optimiser step on tensors that lie ready, in a process as it comes, and
+          (limit_kept) in one that keeps freed memory, as btray's workers do
   plain   what one would write: DataLoader, per-image torchvision v2 transforms, best of
           0, 1 and 2 loader workers
   btray   `btray train`, one and two data-parallel workers, from its second epoch on
@@ -29,6 +30,7 @@ from torchvision.transforms import v2
 
 from btray.cluster import connect, local_cores
 from btray.config import AugmentConfig, Config, ImageConfig, ModelConfig, TrainConfig
+from btray.core.allocator import keep_freed_memory
 from btray.core.loop import Precision, train_epoch
 from btray.core.optim import create_optimizer, create_scheduler
 from btray.core.zoo import create_model
@@ -38,7 +40,7 @@ from btray.data.sources.phantom import phantom_patient, phantom_plan
 from btray.data.stream import Rows, Shard
 
 SIZE, BATCH, CLASSES = 160, 32, 4
-STEPS, WARM_UP = 50, 8
+STEPS, WARM_UP = 40, 8
 MODELS = ("mobilenetv3_small_100", "btray_cnn")
 SPLITS = ("--validation", "0.1", "--test", "0.05")
 
@@ -49,8 +51,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(local_cores())
+    if options.only:
+        print(only(*options.only))
+        return
     figures: dict[str, float] = {"cores": local_cores(), "images": options.images}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -68,8 +74,8 @@ def main() -> None:
 
 def measure(model: str, work: Path, number: int) -> dict[str, float]:
     """Return all figures of one model, measured after one another."""
-    figures = {"limit": limit(model)}
-    loaders = {count: plain(model, work / "images", count) for count in (0, 1, 2)}
+    figures = {"limit": alone(model, "limit"), "limit_kept": alone(model, "limit", "kept")}
+    loaders = {n: alone(model, "plain", str(work / "images"), str(n)) for n in (0, 1, 2)}
     figures |= {f"plain_{count}_loaders": rate for count, rate in loaders.items()}
     figures["plain"] = max(loaders.values())
     for workers in (1, 2):
@@ -82,6 +88,23 @@ def measure(model: str, work: Path, number: int) -> dict[str, float]:
     figures["btray_vs_limit"] = figures["btray"] / figures["limit"]
     print(f"# {model}: {json.dumps(figures)}", file=sys.stderr)
     return figures
+
+
+def alone(model: str, what: str, *arguments: str) -> float:
+    """Measure one rate in a process of its own."""
+    command = [sys.executable, __file__, model, "--only", model, what, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def only(model: str, what: str, *arguments: str) -> float:
+    """Return the one rate a process was started for."""
+    if what == "plain":
+        folder, loaders = arguments
+        return plain(model, Path(folder), int(loaders))
+    if arguments:
+        keep_freed_memory()
+    return limit(model)
 
 
 def write_slices(folder: Path, images: int) -> None:
@@ -168,7 +191,7 @@ def train(model: str, work: Path, run: str, workers: int) -> tuple[float, float]
         "data.batch_size": BATCH,
         "model.name": model,
         "train.workers": workers,
-        "train.epochs": 4,
+        "train.epochs": 3,
     }
     seconds: list[float] = []
     started = time.perf_counter()
@@ -234,7 +257,15 @@ def btray(*arguments: str, on_line: Callable[[str], object] = str) -> None:
 
 def report(figures: dict[str, float], models: list[str]) -> None:
     """Print the table, and the JSON line."""
-    rows = ("limit", "plain", "btray_1", "btray_2", "btray_vs_plain", "btray_vs_limit")
+    rows = (
+        "limit",
+        "limit_kept",
+        "plain",
+        "btray_1",
+        "btray_2",
+        "btray_vs_plain",
+        "btray_vs_limit",
+    )
     rows += ("first_step_seconds_1", "first_step_seconds_2")
     print(f"{'':24}" + "".join(f"{model:>24}" for model in models))
     for row in rows:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
+from ray.data import TaskPoolStrategy
 
 from btray import cluster
 from btray.core.bundle import Bundle
@@ -23,8 +23,6 @@ from btray.errors import UserError
 
 BATCH: Final = 64
 """Images in one forward pass."""
-_ROWS_PER_ACTOR: Final = 256
-"""Fewer rows than this do not pay for another process."""
 
 Progress = Callable[[int, int], None]
 """Told how many rows of how many are done."""
@@ -89,41 +87,39 @@ def _check(bundle: Bundle, dataset: Dataset, split: str) -> None:
 def _scored(bundle: Bundle, dataset: Dataset, split: str) -> Iterator[pa.Table]:
     """Yield tables of `sha256`, `label` and `logits` (a list a row), in stored order."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    worthwhile = min(dataset.count(split) // _ROWS_PER_ACTOR, tasks(dataset))
-    actors = max(1, min(gpus or cluster.usable_cores(), worthwhile))
     rows = decoded(dataset, (split,), bundle.card.image).map_batches(
-        Scorer,
+        score,  # type: ignore[arg-type]  # a batch is an Arrow table here
         batch_size=BATCH,
         batch_format="pyarrow",
-        fn_constructor_args=(bundle,),
-        compute=ActorPoolStrategy(size=actors),
+        fn_kwargs={"bundle": bundle},
+        compute=TaskPoolStrategy(size=min(gpus or cluster.usable_cores(), tasks(dataset))),
         num_gpus=1 if gpus else 0,
     )
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-class Scorer:
-    """A bundle's network in an actor of Ray Data."""
+_predictors: dict[str, Predictor] = {}
+"""The network of the bundle that this process last scored with, by version."""
 
-    def __init__(self, bundle: Bundle) -> None:
+
+def score(table: pa.Table, bundle: Bundle) -> pa.Table:
+    """Add a bundle's logits to a table of decoded rows."""
+    if bundle.version not in _predictors:
         torch.set_num_threads(1)
-        self.predictor = Predictor(bundle)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Score a table of decoded rows."""
-        column = table["square"].combine_chunks()
-        squares = pixels(column, self.predictor.bundle.card.image.size)
-        logits = self.predictor.logits(np.array(squares))
-        return pa.table(
-            {"sha256": table["sha256"], "label": table["label"], "logits": logits.tolist()},
-            schema=pa.schema(
-                [
-                    ("sha256", pa.string()),
-                    ("label", pa.string()),
-                    ("logits", pa.list_(pa.float32())),
-                ]
-            ),
-        )
+        _predictors.clear()
+        _predictors[bundle.version] = Predictor(bundle)
+    squares = pixels(table["square"].combine_chunks(), bundle.card.image.size)
+    logits = _predictors[bundle.version].logits(np.array(squares))
+    return pa.table(
+        {"sha256": table["sha256"], "label": table["label"], "logits": logits.tolist()},
+        schema=pa.schema(
+            [
+                ("sha256", pa.string()),
+                ("label", pa.string()),
+                ("logits", pa.list_(pa.float32())),
+            ]
+        ),
+    )
 
 
 def _evaluation(bundle: Bundle, dataset: Dataset, split: str, rows: pa.Table) -> Evaluation:

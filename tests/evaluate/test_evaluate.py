@@ -13,7 +13,7 @@ from btray.core.predictor import Predictor
 from btray.data.decoding import _decode_table
 from btray.errors import UserError
 from btray.evaluate import evaluate
-from btray.evaluate.evaluate import BATCH, Scorer, evaluate_bundle
+from btray.evaluate.evaluate import BATCH, evaluate_bundle, score
 from btray.evaluate.report import write_report
 
 
@@ -30,7 +30,7 @@ def here(monkeypatch):
     def scored(bundle, dataset, split, actors):
         rows = dataset.table(["image", "label", "split", "sha256"], split)
         decoded = _decode_table(rows, bundle.card.image)
-        yield Scorer(bundle)(decoded.slice(0, decoded.num_rows + sum(cut)))
+        yield score(decoded.slice(0, decoded.num_rows + sum(cut)), bundle)
 
     monkeypatch.setattr(evaluate, "_scored", scored)
     monkeypatch.setattr(evaluate, "_actors", lambda rows: 1)
@@ -159,7 +159,7 @@ def test_a_lost_row_is_an_error(here, bundle, dataset):
 
 def test_a_block_without_rows_is_scored(bundle):
     schema = {"square": pa.binary(32 * 32), "label": pa.string(), "sha256": pa.string()}
-    scored = Scorer(bundle)(pa.table({name: pa.array([], kind) for name, kind in schema.items()}))
+    scored = score(pa.table({name: pa.array([], kind) for name, kind in schema.items()}), bundle)
     assert scored.num_rows == 0
     assert scored.column_names == ["sha256", "label", "logits"]
 
