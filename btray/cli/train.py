@@ -37,10 +37,9 @@ def train(
 
     if not resume:
         open_training_data(resolved)
-    with loading("btray.train.trainer", "btray.train.plots"):
+    with loading("btray.train.trainer"):
         connect()
     from btray.core.bundle import FOLDER
-    from btray.train.plots import plot_history
     from btray.train.progress import ConsoleDisplay
     from btray.train.trainer import fit
     from btray.train.trainer import resume as go_on
@@ -48,6 +47,8 @@ def train(
     errors = Console(stderr=True, soft_wrap=True)
     with ConsoleDisplay(errors) as display:
         run = go_on(resume, display) if resume else fit(resolved, display)
+    from btray.train.plots import plot_history
+
     run.folder.write("curves.png", plot_history(run.history))
     best = run.bundle.card
     errors.print(

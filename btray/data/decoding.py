@@ -22,11 +22,14 @@ from btray.data.dataset import ROWS, Dataset
 from btray.errors import UserError
 
 _ROWS_PER_TASK: Final = 512
+_ROWS_PER_PROCESS: Final = 5000
 
 Blocks = list["ray.ObjectRef[pa.Table]"]
 
 
-def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.data.Dataset:
+def decoded(
+    dataset: Dataset, splits: Sequence[str], image: ImageConfig, processes: int
+) -> ray.data.Dataset:
     """Return a lazy Ray data set of some splits' decoded rows, in stored order.
 
     Columns: `square` (size x size bytes), `label`, `split` and `sha256` (text). To be made
@@ -42,13 +45,22 @@ def decoded(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> ray.
         _decode_table,  # type: ignore[arg-type]  # a batch is an Arrow table here
         batch_format="pyarrow",
         fn_kwargs={"image": image},
-        compute=TaskPoolStrategy(size=min(usable_cores(), tasks(dataset))),
+        compute=TaskPoolStrategy(size=processes),
     )
 
 
 def tasks(dataset: Dataset) -> int:
     """Return into how many tasks the reading of a data set is cut."""
     return max(1, dataset.manifest.rows // _ROWS_PER_TASK)
+
+
+def _processes(dataset: Dataset) -> int:
+    """Return how many processes decode beside the start of a run.
+
+    One is done with a few thousand rows before the training workers are up; more would
+    only take the cores they start on.
+    """
+    return max(1, min(usable_cores(), dataset.manifest.rows // _ROWS_PER_PROCESS))
 
 
 def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> Blocks:
@@ -59,7 +71,8 @@ def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> 
 
     """
     with readable(dataset):
-        blocks: Blocks = decoded(dataset, splits, image).materialize().to_arrow_refs()
+        rows = decoded(dataset, splits, image, _processes(dataset))
+        blocks: Blocks = rows.materialize().to_arrow_refs()
     return blocks
 
 

@@ -87,12 +87,13 @@ def _check(bundle: Bundle, dataset: Dataset, split: str) -> None:
 def _scored(bundle: Bundle, dataset: Dataset, split: str) -> Iterator[pa.Table]:
     """Yield tables of `sha256`, `label` and `logits` (a list a row), in stored order."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    rows = decoded(dataset, (split,), bundle.card.image).map_batches(
+    cores = min(cluster.usable_cores(), tasks(dataset))
+    rows = decoded(dataset, (split,), bundle.card.image, cores).map_batches(
         score,  # type: ignore[arg-type]  # a batch is an Arrow table here
         batch_size=BATCH,
         batch_format="pyarrow",
         fn_kwargs={"bundle": bundle},
-        compute=TaskPoolStrategy(size=min(gpus or cluster.usable_cores(), tasks(dataset))),
+        compute=TaskPoolStrategy(size=min(gpus, tasks(dataset)) if gpus else cores),
         num_gpus=1 if gpus else 0,
     )
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")

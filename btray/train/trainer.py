@@ -24,7 +24,6 @@ from btray.data.decoding import decode_rows
 from btray.errors import UserError
 from btray.train.board import Board
 from btray.train.entry import train_worker
-from btray.train.export import export_bundle, read_progress
 from btray.train.inputs import open_training_data
 from btray.train.plan import place
 from btray.train.progress import Display, follow
@@ -171,6 +170,8 @@ def _divergence(update: Any, config: Config, folder: RunFolder) -> str:  # noqa:
 
 
 def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result) -> Run:
+    from btray.train.export import export_bundle, read_progress  # not before the first step
+
     if result.checkpoint is None:
         raise RuntimeError(f"{folder.uri}: training ended without a checkpoint")
     best = best_checkpoint(result)
