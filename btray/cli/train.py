@@ -45,8 +45,12 @@ def train(
     from btray.train.trainer import resume as go_on
 
     errors = Console(stderr=True, soft_wrap=True)
-    with ConsoleDisplay(errors) as display:
-        run = go_on(resume, display) if resume else fit(resolved, display)
+    try:
+        with ConsoleDisplay(errors) as display:
+            run = go_on(resume, display) if resume else fit(resolved, display)
+    except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with the latter
+        errors.print(f"interrupted; go on with: btray train --resume {display.run}", markup=False)
+        raise typer.Exit(130) from None
     from btray.train.plots import plot_history
 
     run.folder.write("curves.png", plot_history(run.history))

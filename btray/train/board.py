@@ -7,10 +7,11 @@ import ray
 
 
 class Update(TypedDict, total=False):
-    """One line of news from the rank-0 worker."""
+    """One piece of news: from the driver where the run is, all else from the rank-0 worker."""
 
     kind: str
-    """`attempt`, `step`, `epoch` or `diverged`."""
+    """`run`, `attempt`, `step`, `epoch` or `diverged`."""
+    uri: str
     epoch: int
     step: int
     steps: int

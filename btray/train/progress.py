@@ -77,6 +77,7 @@ class ConsoleDisplay:
         self.task = self.bar.add_task("", epoch="1", loss=0.0, rate=0.0, left="?", visible=False)
         self.live = Live(self.bar, console=console, transient=True, refresh_per_second=4)
         self.attempts = self.steps = 0
+        self.run: str | None = None
 
     def __enter__(self) -> "ConsoleDisplay":
         if self.console.is_terminal:
@@ -90,6 +91,9 @@ class ConsoleDisplay:
     def show(self, update: Update) -> None:
         """Take one piece of news."""
         match update["kind"]:
+            case "run":
+                self.run = update["uri"]
+                self.console.print(f"run: {self.run}", style="dim", markup=False)
             case "attempt":
                 self._attempt(update)
             case "step":

@@ -22,7 +22,7 @@ from btray.core.zoo import create_model
 from btray.data.dataset import Dataset
 from btray.data.decoding import decode_rows
 from btray.errors import UserError
-from btray.train.board import Board
+from btray.train.board import Board, Update
 from btray.train.entry import train_worker
 from btray.train.inputs import open_training_data
 from btray.train.plan import place
@@ -83,6 +83,8 @@ def _checked(config: Config) -> Dataset:
 
 def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display | None) -> Run:
     placement = place(config.train)
+    if display is not None:
+        display.show(Update(kind="run", uri=folder.uri))
     with _ray_log(folder):
         board = Board.remote()  # type: ignore[attr-defined]
         settings = {
