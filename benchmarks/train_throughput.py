@@ -86,6 +86,7 @@ def measure(model: str, work: Path, number: int) -> dict[str, float]:
     figures["btray"] = max(figures["btray_1"], figures["btray_2"])
     figures["btray_vs_plain"] = figures["btray"] / figures["plain"]
     figures["btray_vs_limit"] = figures["btray"] / figures["limit"]
+    figures["btray_vs_limit_kept"] = figures["btray"] / figures["limit_kept"]
     print(f"# {model}: {json.dumps(figures)}", file=sys.stderr)
     return figures
 
@@ -266,6 +267,7 @@ def report(figures: dict[str, float], models: list[str]) -> None:
         "btray_vs_plain",
         "btray_vs_limit",
     )
+    rows += ("btray_vs_limit_kept",)
     rows += ("first_step_seconds_1", "first_step_seconds_2")
     print(f"{'':24}" + "".join(f"{model:>24}" for model in models))
     for row in rows:

@@ -1,5 +1,6 @@
 """`btray data`: make data sets and look at them."""
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,12 +22,23 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make data sets and look at them.", no_args_is_help=True)
 
+
+def _finite(share: float) -> float:
+    if not math.isfinite(share):
+        raise typer.BadParameter(f"{share} is not a share")
+    return share
+
+
 Destination = Annotated[
     str, typer.Argument(help="Data set to make: a folder or a URI (s3://…).", metavar="DST")
 ]
 DatasetArgument = Annotated[str, typer.Argument(help="Data set: a folder or a URI.")]
-Validation = Annotated[float, typer.Option(help="Share of the images that go to validation.")]
-Test = Annotated[float, typer.Option(help="Share of the images that go to the test split.")]
+Validation = Annotated[
+    float, typer.Option(help="Share of the images that go to validation.", callback=_finite)
+]
+Test = Annotated[
+    float, typer.Option(help="Share of the images that go to the test split.", callback=_finite)
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace another data set at the destination.")
 ]
@@ -50,7 +62,7 @@ def import_(
     destination: Destination,
     validation: Validation = 0.15,
     test: Test = 0.15,
-    seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.", min=0)] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when a file cannot be used.")
     ] = False,
@@ -71,7 +83,7 @@ def import_(
 def phantom(
     destination: Destination,
     images: Annotated[int, typer.Option(help="Slices over all patients.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the patients and of the splits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the patients and of the splits.", min=0)] = 0,
     validation: Validation = 0.15,
     test: Test = 0.15,
     overwrite: Overwrite = False,
@@ -90,7 +102,7 @@ def show(
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     per_class: Annotated[int, typer.Option(help="Slices of each class.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.", min=0)] = 0,
 ) -> None:
     """Draw a contact sheet with some slices of every class."""
     from btray.data.dataset import Dataset

@@ -1,5 +1,6 @@
 """`btray train`."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -26,8 +27,9 @@ def train(
 ) -> None:
     """Train a network and export its best checkpoint as a bundle."""
     settings = list(overrides or ())
-    settings += [f"data.dataset={data}"] if data else []
-    settings += [f"run.name={name}"] if name else []
+    # As JSON strings, so that YAML takes them as they are.
+    settings += [f"data.dataset={json.dumps(data)}"] if data else []
+    settings += [f"run.name={json.dumps(name)}"] if name else []
     if resume and (config or settings):
         raise UserError("--resume goes on with the run's own settings; leave the others out")
     resolved = load_config(config, settings)
@@ -45,11 +47,22 @@ def train(
     from btray.train.trainer import resume as go_on
 
     errors = Console(stderr=True, soft_wrap=True)
+    from ray.train import TrainingFailedError
+
     try:
         with ConsoleDisplay(errors) as display:
             run = go_on(resume, display) if resume else fit(resolved, display)
+    except TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        errors.print(
+            f"btray: training failed: {reason}; details in {display.run}/btray.log; mend it and "
+            f"go on with: btray train --resume {display.run}",
+            markup=False,
+        )
+        raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with the latter
-        errors.print(f"interrupted; go on with: btray train --resume {display.run}", markup=False)
+        hint = f"; go on with: btray train --resume {display.run}" if display.run else ""
+        errors.print(f"interrupted{hint}", markup=False)
         raise typer.Exit(130) from None
     from btray.train.plots import plot_history
 

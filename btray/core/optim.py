@@ -5,6 +5,7 @@ import math
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -40,6 +41,30 @@ def create_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup, total))
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy with class weights, divided by the rows and not by their weights.
+
+    So the mean over the ranks' equal shares is the loss of the whole batch, whatever the
+    number of ranks; `inverse_frequency` weights are 1 on average over the rows.
+    """
+
+    def __init__(self, weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits [batch, classes] for labels [batch]."""
+        total = functional.cross_entropy(
+            logits,
+            labels,
+            self.get_buffer("weight") if self.weight is not None else None,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / len(labels)
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:

@@ -71,9 +71,17 @@ def decode_rows(dataset: Dataset, splits: Sequence[str], image: ImageConfig) -> 
 
     """
     with readable(dataset):
-        rows = decoded(dataset, splits, image, _processes(dataset))
-        blocks: Blocks = rows.materialize().to_arrow_refs()
+        rows = decoded(dataset, splits, image, _processes(dataset)).materialize()
+        check_rows(dataset, splits, rows.count())
+        blocks: Blocks = rows.to_arrow_refs()
     return blocks
+
+
+def check_rows(dataset: Dataset, splits: Sequence[str], found: int) -> None:
+    """Raise UserError unless so many rows of some splits are what the manifest counts."""
+    expected = sum(dataset.count(split) for split in splits)
+    if found != expected:
+        raise UserError(f"{found} rows of {expected}")
 
 
 @contextmanager

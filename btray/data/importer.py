@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from btray.config import Section
 from btray.core.labels import CLASS_NAMES
@@ -39,7 +40,7 @@ class ImportOptions(Section):
     """Share of the rows that go to validation, unless the source has its own."""
     test: float = 0.15
     """Share of the rows that go to the test split, unless the source has its own."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the assignment to splits."""
     strict: bool = False
     """Refuse the whole import when a file cannot be used, rather than leave it out."""
@@ -220,7 +221,11 @@ def _already_there(place: Destination, source_hash: str, options: ImportOptions)
         if options.overwrite and place.replaceable():
             return None
         raise
-    if manifest is None or manifest.source_hash == source_hash:
+    if manifest is None or (options.overwrite and not _whole(place, manifest)):
+        return None
+    if manifest.source_hash == source_hash:
+        if not _whole(place, manifest):
+            raise UserError(f"{place.uri}: rows are missing or damaged; --overwrite repairs it")
         return manifest
     if options.overwrite:
         return None
@@ -228,6 +233,15 @@ def _already_there(place: Destination, source_hash: str, options: ImportOptions)
         f"{place.uri}: holds a data set of another source or other settings; "
         "choose another destination or give --overwrite"
     )
+
+
+def _whole(place: Destination, manifest: Manifest) -> bool:
+    """Say whether the rows a manifest counts are there."""
+    try:
+        rows: int = Dataset.open(place.uri).table(["split"]).num_rows
+    except UserError:
+        return False
+    return rows == manifest.rows
 
 
 def _refuse_nested(source: Source, place: Destination) -> None:

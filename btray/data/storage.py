@@ -44,9 +44,9 @@ class Destination:
     def parse(cls, uri: str) -> Self:
         """Resolve a folder (links followed) or URI; raises UserError if unusable."""
         filesystem, path = files.resolve(uri)
-        if not path or not uri.strip():
-            raise UserError(f"{uri!r}: not a usable location: name a folder, or a path in a bucket")
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        if not path or not uri.strip() or (not local and "/" not in path):
+            raise UserError(f"{uri!r}: not a usable location: name a folder, or a path in a bucket")
         return cls(uri, filesystem, os.path.realpath(path) if local else path, local)
 
     def existing(self) -> Manifest | None:
@@ -65,6 +65,8 @@ class Destination:
                 f"{self.uri}: not free and not just a btray data set (holds {strange}); "
                 "choose another destination"
             )
+        if MANIFEST not in names:
+            return None  # what an import to a bucket that was killed left: written over
         return Dataset.open(self.uri).manifest
 
     def replaceable(self) -> bool:

@@ -17,7 +17,7 @@ from btray.core.calibration import calibrated
 from btray.core.metrics import Scores, evaluate_probabilities, roc_points
 from btray.core.predictor import Predictor
 from btray.data.dataset import Dataset
-from btray.data.decoding import decoded, readable, tasks
+from btray.data.decoding import check_rows, decoded, readable, tasks
 from btray.data.stream import pixels
 from btray.errors import UserError
 
@@ -64,10 +64,8 @@ def evaluate_bundle(
             tables.append(table)
             if progress is not None:
                 progress(sum(done.num_rows for done in tables), total)
-    rows = pa.concat_tables(tables)
-    if rows.num_rows != total:
-        raise RuntimeError(f"{rows.num_rows} rows were scored of {total}")
-    return _evaluation(bundle, dataset, split, rows)
+        check_rows(dataset, (split,), sum(table.num_rows for table in tables))
+    return _evaluation(bundle, dataset, split, pa.concat_tables(tables))
 
 
 def _check(bundle: Bundle, dataset: Dataset, split: str) -> None:

@@ -45,23 +45,39 @@ def place(config: TrainConfig) -> Placement:
             f"train.workers={config.workers} with train.gpu=always needs {config.workers} GPUs; "
             f"the cluster has {gpus}"
         )
-    largest = _largest_node()
-    default = max(1, min(MAX_DEFAULT_CPUS, largest, usable_cores() // config.workers))
-    cpus = config.cpus_per_worker or default
+    largest = max(int(node.get("CPU", 0)) for node in _nodes())
+    cpus = config.cpus_per_worker or _default_cpus(config.workers, largest, use_gpu)
     if cpus > largest:
         raise UserError(
             f"train.cpus_per_worker={cpus}: no node has {cpus} CPUs, the largest has {largest}; "
             "lower it"
         )
-    if cpus * config.workers >= total.get("CPU", 0):
+    fit_in = _capacity(cpus, use_gpu)
+    if fit_in < config.workers or cpus * config.workers >= total.get("CPU", 0):
         raise UserError(
-            f"train.workers={config.workers} with {cpus} CPUs each needs more than the cluster's "
+            f"train.workers={config.workers} with {cpus} CPUs each does not fit the cluster's "
             f"{int(total.get('CPU', 0))} CPUs, of which one reads the data; lower train.workers "
             "or train.cpus_per_worker"
         )
     return Placement(config.workers, cpus, use_gpu)
 
 
-def _largest_node() -> int:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(int(resources.get("CPU", 0)) for resources in nodes)
+def _default_cpus(workers: int, largest: int, use_gpu: bool) -> int:
+    """Share the cores out, fewer a worker until all workers find a node."""
+    cpus = max(1, min(MAX_DEFAULT_CPUS, largest, usable_cores() // workers))
+    while cpus > 1 and _capacity(cpus, use_gpu) < workers:
+        cpus -= 1
+    return cpus
+
+
+def _capacity(cpus: int, use_gpu: bool) -> int:
+    """Return how many workers the nodes hold."""
+    places = 0
+    for node in _nodes():
+        by_cpu = int(node.get("CPU", 0)) // cpus
+        places += min(by_cpu, int(node.get("GPU", 0))) if use_gpu else by_cpu
+    return places
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

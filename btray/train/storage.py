@@ -95,30 +95,26 @@ class RunFolder:
 
         """
         try:
-            self.filesystem.create_dir(self.path, recursive=True)
-            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+            path = f"{self.path}/{name}"
+            self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            with self.filesystem.open_output_stream(path) as stream:
                 stream.write(data)
         except OSError as error:
             raise UserError(f"{self.uri}: cannot be written: {files.reason(error)}") from None
 
-    def upload(self, directory: Path, name: str) -> None:
-        """Copy a local folder into the run's folder."""
-        target = f"{self.path}/{name}"
-        self.filesystem.create_dir(target, recursive=True)
-        pyarrow.fs.copy_files(
-            str(directory),
-            target,
-            source_filesystem=pyarrow.fs.LocalFileSystem(),
-            destination_filesystem=self.filesystem,
-        )
+    def read(self, name: str) -> bytes:
+        """Read one small file; empty when there is none."""
+        try:
+            return files.read(files.join(self.uri, name))
+        except FileNotFoundError:
+            return b""
 
     def finished(self) -> bool:
         """Say whether the run has its bundle."""
         return self._exists(f"{FOLDER}/{CARD}")
 
     def _exists(self, name: str) -> bool:
-        info = self.filesystem.get_file_info(f"{self.path}/{name}")
-        return bool(info.type != pyarrow.fs.FileType.NotFound)
+        return files.exists(files.join(self.uri, name))
 
 
 def _default_name(config: Config) -> str:

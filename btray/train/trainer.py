@@ -4,7 +4,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import ray
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from btray import cluster
 from btray.config import Config
+from btray.core.bundle import CARD, WEIGHTS, Bundle
 from btray.core.bundle import FOLDER as BUNDLE
-from btray.core.bundle import Bundle
 from btray.core.zoo import create_model
 from btray.data.dataset import Dataset
 from btray.data.decoding import decode_rows
@@ -30,6 +31,8 @@ from btray.train.progress import Display, follow
 from btray.train.storage import RunFolder
 
 METRIC = "val_macro_f1"
+DATA = "data.sha256"
+"""File of a run with the content hash of its data set."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def fit(config: Config, display: Display | None = None) -> Run:
     """
     dataset = _checked(config)
     folder, settled = RunFolder.create(config)
+    folder.write(DATA, dataset.manifest.content_hash.encode())
     return _run(settled, dataset, folder, display)
 
 
@@ -62,13 +66,19 @@ def resume(uri: str, display: Display | None = None) -> Run:
     """Go on with an unfinished run from its last checkpoint, with its own configuration.
 
     Raises:
-        UserError: no run there, or a finished one; else as `fit`.
+        UserError: no run there, a finished one, or its data set has changed; else as `fit`.
 
     """
     folder, config = RunFolder.reopen(uri)
     if folder.finished():
         raise UserError(f"{uri}: this run is finished; its bundle is {uri}/{BUNDLE}")
-    return _run(config, _checked(config), folder, display)
+    dataset = _checked(config)
+    if dataset.manifest.content_hash.encode() != folder.read(DATA):
+        raise UserError(
+            f"{dataset.uri}: not the data set this run began with: what it was trained on may now "
+            "stand in test; start a new run"
+        )
+    return _run(config, dataset, folder, display)
 
 
 def _checked(config: Config) -> Dataset:
@@ -86,7 +96,7 @@ def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display |
     if display is not None:
         display.show(Update(kind="run", uri=folder.uri))
     with _ray_log(folder):
-        board = Board.remote()  # type: ignore[attr-defined]
+        board = _board()
         settings = {
             "config": config,
             "class_names": dataset.manifest.class_names,
@@ -104,6 +114,12 @@ def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display |
     if news.diverged is not None:
         raise UserError(_divergence(news.diverged, config, folder))
     return _finish(config, dataset, folder, result)
+
+
+def _board() -> Any:  # noqa: ANN401 - a Ray actor handle
+    """Start the board on the driver's own node: no loss of another node takes it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 def _run_config(config: Config, folder: RunFolder) -> RunConfig:
@@ -158,9 +174,13 @@ def _ray_log(folder: RunFolder) -> Iterator[None]:
         try:
             with cluster.log_to_file(path):
                 yield
-        finally:
+        except BaseException:
             if folder.local is None:
-                folder.write(path.name, path.read_bytes())
+                with suppress(UserError):  # what went wrong matters more than its log
+                    folder.write(path.name, path.read_bytes())
+            raise
+        if folder.local is None:
+            folder.write(path.name, path.read_bytes())
 
 
 def _divergence(update: Any, config: Config, folder: RunFolder) -> str:  # noqa: ANN401
@@ -176,16 +196,16 @@ def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result)
 
     if result.checkpoint is None:
         raise RuntimeError(f"{folder.uri}: training ended without a checkpoint")
-    best = best_checkpoint(result)
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = folder.local / BUNDLE if folder.local else Path(temporary) / BUNDLE
-        with best.as_directory() as checkpoint:
-            bundle = export_bundle(Path(checkpoint), directory, config, dataset)
-        if folder.local is None:
-            folder.upload(directory, BUNDLE)
     with result.checkpoint.as_directory() as checkpoint:
         history = read_progress(Path(checkpoint)).history
     folder.write("history.json", json.dumps(history, indent=1).encode())
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = folder.local / BUNDLE if folder.local else Path(temporary) / BUNDLE
+        with best_checkpoint(result).as_directory() as checkpoint:
+            bundle = export_bundle(Path(checkpoint), directory, config, dataset)
+        if folder.local is None:
+            for name in (WEIGHTS, CARD):  # the card last: with it the run is finished
+                folder.write(f"{BUNDLE}/{name}", (directory / name).read_bytes())
     return Run(folder, bundle, history)
 
 

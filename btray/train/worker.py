@@ -21,7 +21,12 @@ from torch.nn import functional
 from btray.config import Config
 from btray.core.allocator import keep_freed_memory
 from btray.core.loop import Precision, first_non_finite, predict_logits, train_epoch
-from btray.core.optim import create_optimizer, create_scheduler, inverse_frequency
+from btray.core.optim import (
+    CrossEntropy,
+    create_optimizer,
+    create_scheduler,
+    inverse_frequency,
+)
 from btray.core.zoo import create_model
 from btray.data.decoding import Blocks
 from btray.data.stream import Rows, Shard
@@ -119,7 +124,7 @@ class Worker:
             labels = self.shard.rows.labels[self.shard.rows.indices("train")]
             counts = torch.bincount(torch.from_numpy(labels), minlength=len(self.class_names))
             weight = inverse_frequency(counts).to(self.device)
-        return nn.CrossEntropyLoss(weight=weight, label_smoothing=self.config.train.label_smoothing)
+        return CrossEntropy(weight, self.config.train.label_smoothing)
 
     def _epoch(self, epoch: int) -> bool:
         """Train and validate one epoch; return False when the loss diverged."""
@@ -170,9 +175,9 @@ class Worker:
     def _validate(self) -> tuple[Tensor, Tensor]:
         """Return logits [rows, classes] and labels [rows] of the whole validation split."""
         size = self.config.data.evaluation_batch_size
-        mine = predict_logits(
-            self.network, self.shard.evaluation("validation", size), self.precision
-        )
+        # In float32 as in `Predictor`: what is calibrated here is what will be served.
+        exact = Precision.choose("float32", self.device)
+        mine = predict_logits(self.network, self.shard.evaluation("validation", size), exact)
         indices = self.shard.rows.indices("validation")
         logits = torch.zeros(len(indices), len(self.class_names), device=self.device)
         if len(mine):

@@ -40,3 +40,15 @@ def test_mistakes(cluster, arguments, message):
     done = run("train", *arguments)
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
+
+
+def test_a_name_that_looks_like_a_number_is_a_name(monkeypatch):
+    seen = []
+
+    def note(config):
+        seen.append(config)
+        raise UserError("seen")
+
+    monkeypatch.setattr("btray.train.inputs.open_training_data", note)
+    run("train", "--name", "2024", "--data", "/data/brain #2")
+    assert (seen[0].run.name, seen[0].data.dataset) == ("2024", "/data/brain #2")

@@ -6,6 +6,7 @@ from torch import nn
 
 from btray.config import TrainConfig
 from btray.core.optim import (
+    CrossEntropy,
     create_optimizer,
     create_scheduler,
     inverse_frequency,
@@ -143,3 +144,17 @@ def test_a_class_without_rows_keeps_a_smoothed_loss_finite():
     weights = inverse_frequency(torch.tensor([10, 0, 30]))
     loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=0.1)
     assert torch.isfinite(loss(torch.zeros(2, 3), torch.tensor([0, 2])))
+
+
+def test_weighted_loss_of_a_batch_is_the_mean_of_its_shares():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(8, 4, generator=generator), torch.tensor([0, 0, 0, 1, 1, 2, 3, 0])
+    loss = CrossEntropy(torch.tensor([4.0, 0.5, 1.0, 2.0]), label_smoothing=0.1)
+    shares = (loss(logits[:4], labels[:4]) + loss(logits[4:], labels[4:])) / 2
+    torch.testing.assert_close(loss(logits, labels), shares)
+
+
+def test_loss_without_weights_is_torchs_own():
+    logits, labels = torch.eye(3), torch.tensor([0, 2, 1])
+    expected = nn.CrossEntropyLoss(label_smoothing=0.2)(logits, labels)
+    torch.testing.assert_close(CrossEntropy(None, 0.2)(logits, labels), expected)

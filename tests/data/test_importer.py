@@ -227,6 +227,16 @@ def test_the_same_source_gives_the_same_files(make_folder, load, tmp_path):
         assert path.read_bytes() == twin.read_bytes()
 
 
+def test_a_data_set_with_rows_missing_is_repaired_on_request(make_folder, load, dataset, tmp_path):
+    root = make_folder(6)
+    load(root)
+    next((tmp_path / "dataset" / "rows").iterdir()).unlink()
+    with pytest.raises(UserError, match="--overwrite repairs it"):
+        load(root)
+    assert not load(root, overwrite=True).unchanged
+    assert dataset().table(["split"]).num_rows == 24
+
+
 def test_another_content_needs_overwrite(make_folder, load, tmp_path):
     root = make_folder(6)
     old = load(root).manifest

@@ -27,6 +27,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
             if line.startswith("epoch   1/6"):
                 process.send_signal(signal.SIGINT)
     assert process.returncode == 130
-    assert said[-1] == f"interrupted; go on with: btray train --resume {tmp_path / 'runs' / 'run'}\n"
-    run = resume(str(tmp_path / "runs" / "run"))
+    folder = tmp_path / "runs" / "run"
+    assert said[-1] == f"interrupted; go on with: btray train --resume {folder}\n"
+    run = resume(str(folder))
     assert [row["epoch"] for row in run.history] == list(range(6))

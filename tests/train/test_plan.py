@@ -59,3 +59,14 @@ def test_scaling_asks_ray_for_the_same():
     scaling = Placement(workers=3, cpus=2, gpu=True).scaling()
     assert scaling.num_workers == 3
     assert scaling.resources_per_worker == {"CPU": 2, "GPU": 1}
+
+
+def test_default_cores_are_lowered_until_all_workers_find_a_node(resources):
+    resources(5, nodes=3)
+    assert place(TrainConfig(workers=4)).cpus == 2
+
+
+def test_workers_that_do_not_pack_onto_the_nodes_are_refused(resources):
+    resources(5, nodes=3)
+    with pytest.raises(UserError, match="does not fit the cluster"):
+        place(TrainConfig(workers=4, cpus_per_worker=3))

@@ -156,3 +156,20 @@ def test_a_row_that_cannot_be_decoded_is_named(cluster, make_config, dataset_pat
     with pytest.raises(UserError, match=f"row with sha256 {rows['sha256'][0]}") as error:
         fit(make_config(**{"data.dataset": str(damaged)}))
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_row_of_the_data_set_is_noticed(cluster, make_config, dataset_path, tmp_path):
+    partial = tmp_path / "partial"
+    shutil.copytree(dataset_path, partial)
+    part = next((partial / "rows").iterdir())
+    rows = pyarrow.parquet.read_table(part)
+    pyarrow.parquet.write_table(rows.slice(5), part)
+    with pytest.raises(UserError, match=r"rows are missing or damaged \(\d+ rows of \d+\)"):
+        fit(make_config(**{"data.dataset": str(partial)}))
+
+
+def test_a_run_is_not_resumed_on_another_data_set(cluster, make_config):
+    folder, _ = RunFolder.create(make_config())
+    folder.write("data.sha256", b"what it was")
+    with pytest.raises(UserError, match="not the data set this run began with"):
+        resume(folder.uri)
