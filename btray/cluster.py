@@ -74,10 +74,10 @@ def local_cores() -> int:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Send all of Ray's driver-side log lines to a file instead of the terminal."""
+    """Send btray's and all of Ray's driver-side log lines to a file, not to the terminal."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.data", "ray.train")]
+    loggers = [logging.getLogger(name) for name in ("btray", "ray", "ray.data", "ray.train")]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False

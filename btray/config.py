@@ -47,7 +47,7 @@ class DataConfig(Section):
     batch_size: int = Field(default=32, ge=1)
     """Images in one optimizer step over all workers together."""
     evaluation_batch_size: int = Field(default=128, ge=1)
-    """Images in one forward pass of a worker during validation."""
+    """Images in one forward pass of a training worker during validation."""
 
 
 class AugmentConfig(Section):

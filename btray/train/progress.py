@@ -1,5 +1,6 @@
 """What a person sees while a run trains."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from btray.train.board import Update
+
+_log = logging.getLogger("btray")
 
 
 class Display(Protocol):
@@ -39,6 +42,8 @@ def follow(board: Any, display: Display | None) -> Iterator[News]:  # noqa: ANN4
         nonlocal seen
         for update in ray.get(board.since.remote(seen)):
             seen += 1
+            if update["kind"] != "step":
+                _log.info("%s", update)
             if update["kind"] == "diverged":
                 news.diverged = update
             if display is not None:

@@ -1,6 +1,7 @@
 """The one way a network is trained: `fit`."""
 
 import json
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -168,19 +169,25 @@ def _decoding(dataset: Dataset, config: Config, board: Any) -> Iterator[None]:  
 
 @contextmanager
 def _ray_log(folder: RunFolder) -> Iterator[None]:
-    """Keep Ray's log lines of this run in `btray.log` of its folder."""
+    """Keep the log of this run, news and failures, in `btray.log` of its folder."""
     with tempfile.TemporaryDirectory() as temporary:
         path = (folder.local or Path(temporary)) / "btray.log"
         try:
-            with cluster.log_to_file(path):
+            with cluster.log_to_file(path), _logged_failure():
                 yield
-        except BaseException:
+        finally:
             if folder.local is None:
                 with suppress(UserError):  # what went wrong matters more than its log
                     folder.write(path.name, path.read_bytes())
-            raise
-        if folder.local is None:
-            folder.write(path.name, path.read_bytes())
+
+
+@contextmanager
+def _logged_failure() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logging.getLogger("btray").exception("the run ended early")
+        raise
 
 
 def _divergence(update: Any, config: Config, folder: RunFolder) -> str:  # noqa: ANN401
@@ -210,6 +217,6 @@ def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result)
 
 
 def best_checkpoint(result: Result) -> Checkpoint:
-    """Return the checkpoint of the best validation macro-F1; ties go to the lower loss."""
+    """Return the kept checkpoint of best validation macro-F1; of equals, that of lower loss."""
     checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = result.best_checkpoints or []
     return max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["val_loss"]))[0]
