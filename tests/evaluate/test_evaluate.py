@@ -27,13 +27,12 @@ def here(monkeypatch):
     """Score in this process, without Ray; a number appended to the list cuts the rows there."""
     cut = []
 
-    def scored(bundle, dataset, split, actors):
+    def scored(bundle, dataset, split):
         rows = dataset.table(["image", "label", "split", "sha256"], split)
         decoded = _decode_table(rows, bundle.card.image)
         yield score(decoded.slice(0, decoded.num_rows + sum(cut)), bundle)
 
     monkeypatch.setattr(evaluate, "_scored", scored)
-    monkeypatch.setattr(evaluate, "_actors", lambda rows: 1)
     monkeypatch.setattr(evaluate.cluster, "connect", lambda: None)
     return cut
 
@@ -153,7 +152,7 @@ def test_another_data_set_than_trained_on_is_told(here, tiny_bundle, dataset):
 
 def test_a_lost_row_is_an_error(here, bundle, dataset):
     here.append(-1)
-    with pytest.raises(RuntimeError, match="rows were scored of"):
+    with pytest.raises(UserError, match=r"\(\d+ rows of \d+\)"):
         evaluate_bundle(bundle, dataset, "validation")
 
 

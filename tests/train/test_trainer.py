@@ -25,12 +25,12 @@ def scores(history):
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, config_in, tmp_path_factory):
-    return fit(config_in(tmp_path_factory.mktemp("undisturbed"), **{"train.epochs": 4}))
+    return fit(config_in(tmp_path_factory.mktemp("undisturbed"), **{"train.epochs": 6}))
 
 
 def test_a_run_leaves_a_bundle_a_history_and_the_best_checkpoints(undisturbed):
     run = undisturbed
-    assert [row["epoch"] for row in run.history] == list(range(4))
+    assert [row["epoch"] for row in run.history] == list(range(6))
     assert run.bundle.card.class_names == ("glioma", "meningioma", "notumor", "pituitary")
     assert run.folder.local is not None
     assert json.loads((run.folder.local / "history.json").read_text()) == run.history
@@ -55,7 +55,7 @@ def test_validation_counts_every_row_once(cluster, make_config, dataset_path):
 
 
 def test_same_seed_gives_the_same_metrics_and_weights(undisturbed, make_config):
-    again = fit(make_config("again", **{"train.epochs": 4}))
+    again = fit(make_config("again", **{"train.epochs": 6}))
     assert scores(again.history) == scores(undisturbed.history)
     for name, weights in undisturbed.bundle.weights.items():
         assert torch.equal(weights, again.bundle.weights[name]), name
@@ -74,8 +74,8 @@ def test_one_worker_and_two_learn_alike(cluster, make_config):
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(undisturbed, make_config, killer):
-    display = killer(epoch=1)
-    run = fit(make_config("killed", **{"train.epochs": 4}), display)
+    display = killer(epoch=2)
+    run = fit(make_config("killed", **{"train.epochs": 6}), display)
     assert display.killed
     assert len(display.attempts) == 2
     assert display.attempts[1] >= 1
@@ -83,7 +83,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(undisturbed, make_confi
 
 
 def test_a_failed_run_is_resumed(undisturbed, make_config, killer):
-    settings = {"train.epochs": 4, "train.max_failures": 0}
+    settings = {"train.epochs": 6, "train.max_failures": 0}
     config = make_config("failed", **settings)
     with pytest.raises(TrainingFailedError):
         fit(config, killer(epoch=1))
