@@ -46,7 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/train_throughput.py
 
 docs: install
-	$(BIN)/pdoc --output-directory build/docs btray
+	$(BIN)/pdoc --output-directory build/docs btray btray.config btray.core btray.data btray.train btray.evaluate
 	$(BIN)/btray config schema > build/docs/config.schema.json
 
 clean:
