@@ -1,5 +1,6 @@
 """The four classes and the names under which public data sets store them."""
 
+from collections.abc import Sequence
 from typing import Final
 
 CLASS_NAMES: Final = ("glioma", "meningioma", "notumor", "pituitary")
@@ -18,15 +19,19 @@ _ALIASES: Final = {
 }
 
 
-def canonical_label(name: str) -> str | None:
-    """Return the class a folder name stands for (`No_Tumor` → `notumor`), or None.
+def canonical_label(name: str, class_names: Sequence[str] = CLASS_NAMES) -> str | None:
+    """Return the class a name stands for (`No_Tumor` → `notumor`), or None.
 
     Case, spaces, hyphens, underscores and a trailing `tumor`/`tumour` are ignored.
     """
-    key = "".join(character for character in name.lower() if character.isalnum())
+    key = _key(name)
+    known = {_key(known): known for known in class_names}
     for candidate in (key, key.removesuffix("tumor"), key.removesuffix("tumour")):
-        if candidate in CLASS_NAMES:
-            return candidate
-        if candidate in _ALIASES:
-            return _ALIASES[candidate]
+        for wanted in (candidate, _ALIASES.get(candidate)):
+            if wanted in known:
+                return known[wanted]
     return None
+
+
+def _key(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

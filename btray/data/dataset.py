@@ -14,7 +14,7 @@ from btray.config import Section
 from btray.core import files
 from btray.errors import UserError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 QUARANTINE: Final = "quarantine.jsonl"
 ROWS: Final = "rows"
@@ -27,7 +27,11 @@ SCHEMA: Final = pa.schema(
         ("image", pa.binary()),  # encoded bytes exactly as they came
         ("label", pa.string()),
         ("split", pa.string()),
-        ("patient_id", pa.string()),  # null where unknown
+        ("official_split", pa.string()),  # the source's own; null where it has none
+        ("fold", pa.int16()),  # 0..k-1; null outside cross-validation
+        ("patient_id", pa.string()),  # a pseudonym; null where unknown
+        ("study_id", pa.string()),  # a pseudonym; null where unknown
+        ("series_id", pa.string()),  # a pseudonym; null where unknown
         ("group_id", pa.string()),  # rows of one group never stand in two splits
         ("sha256", pa.string()),  # of the encoded bytes
         ("pixel_sha256", pa.string()),  # of height, width and the decoded grey pixels
@@ -38,6 +42,11 @@ SCHEMA: Final = pa.schema(
         ("source", pa.string()),  # path relative to the source's root
         ("plane", pa.string()),  # axial, coronal, sagittal; null where unknown
         ("sequence", pa.string()),  # T1, T1ce, T2, FLAIR; null where unknown
+        ("field_strength", pa.float32()),  # tesla; null where unknown
+        ("vendor", pa.string()),  # of the scanner; null where unknown
+        ("sex", pa.string()),  # F, M or O; null where unknown
+        ("age", pa.int16()),  # years, 90 for all above; null where unknown
+        ("mask", pa.binary()),  # PNG [height, width], above 0 in the tumour; null where unknown
     ]
 )
 

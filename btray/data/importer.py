@@ -42,6 +42,8 @@ class ImportOptions(Section):
     """Share of the rows that go to the test split, unless the source has its own."""
     seed: int = Field(default=0, ge=0)
     """Seed of the assignment to splits."""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    """Classes in index order."""
     strict: bool = False
     """Refuse the whole import when a file cannot be used, rather than leave it out."""
     overwrite: bool = False
@@ -135,7 +137,8 @@ def _write(
     )
     manifest = _manifest(columns, found, splits, len(rejected), source, source_hash, options)
     report("write", 0, rows.num_rows)
-    final = rows.set_column(rows.column_names.index("split"), "split", pa.array(splits))
+    final = rows.rename_columns({"split": "official_split"})
+    final = final.append_column("split", pa.array(splits))
     final = final.append_column("group_id", pa.array(found.group_id))
     staging.write_rows(final.select(SCHEMA.names).cast(SCHEMA))
     staging.write_quarantine(rejected)
@@ -170,7 +173,7 @@ def _manifest(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         btray_version=__version__,
-        class_names=tuple(name for name in CLASS_NAMES if name in set(labels)),
+        class_names=tuple(name for name in options.class_names if name in set(labels)),
         rows=len(labels),
         counts={split: dict(sorted(counts[split].items())) for split in sorted(counts)},
         quarantined=quarantined,
@@ -206,6 +209,7 @@ def _source_hash(
         "schema_version": SCHEMA_VERSION,
         "kind": source.kind,
         "seed": options.seed,
+        "class_names": options.class_names,
         "fractions": options.fractions,
         "near": [duplicates.MAX_DISTANCE, duplicates.MIN_CORRELATION],
         "rejected": [[entry.path, entry.code] for entry in rejected],

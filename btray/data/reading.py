@@ -15,7 +15,8 @@ from btray.data.measure import measure
 from btray.data.sources.base import Item, Record, Source
 
 READ_SCHEMA: Final = pa.schema(
-    [field for field in SCHEMA if field.name != "group_id"]  # `split` is the official one
+    # `split` is the official one
+    [field for field in SCHEMA if field.name not in ("group_id", "official_split")]
     + [("thumbnail", pa.binary()), ("code", pa.string()), ("reason", pa.string())]
 )
 """Rows read: of a refused image, only `source`, `code` and `reason` are set."""
@@ -74,16 +75,8 @@ def _row(record: Record) -> dict[str, Any]:
         measured = measure(record.data)
     except ImageError as error:
         return _refused(record.name, error.code, str(error))
-    return {
-        "image": record.data,
-        "label": record.label,
-        "split": record.split,
-        "patient_id": record.patient_id,
-        "source": record.name,
-        "plane": record.plane,
-        "sequence": record.sequence,
-        **asdict(measured),
-    }
+    known = {name: value for name, value in vars(record).items() if name not in ("name", "data")}
+    return {"image": record.data, "source": record.name, **known, **asdict(measured)}
 
 
 def _refused(name: str, code: str, reason: str) -> dict[str, Any]:

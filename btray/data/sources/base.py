@@ -36,9 +36,27 @@ class Record:
     """Encoded image exactly as it is stored."""
     label: str
     split: str | None = None
+    """Split the source itself puts it in: train, validation or test."""
+    fold: int | None = None
+    """Fold the source itself puts it in, from 0."""
     patient_id: str | None = None
+    """Pseudonym, as are study_id and series_id."""
+    study_id: str | None = None
+    series_id: str | None = None
     plane: str | None = None
+    """Axial, coronal or sagittal, in lower case."""
     sequence: str | None = None
+    """T1, T1ce, T2 or FLAIR."""
+    field_strength: float | None = None
+    """Tesla."""
+    vendor: str | None = None
+    """Of the scanner."""
+    sex: str | None = None
+    """F, M or O."""
+    age: int | None = None
+    """Years; 90 stands for all above."""
+    mask: bytes | None = None
+    """PNG [height, width], above 0 inside the tumour."""
 
 
 @dataclass(frozen=True)
