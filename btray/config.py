@@ -31,12 +31,29 @@ class ImageConfig(Section):
 
     size: int = Field(default=128, ge=32, le=1024)
     """Side of the square input, in pixels."""
+    crop: Literal["none", "head"] = "none"
+    """`head` cuts the slice to the box of the head, so that black borders do not matter."""
+    crop_margin: float = Field(default=0.05, ge=0, le=1)
+    """Border left around the head, as a fraction of its box's longer side."""
+    clip_percentiles: tuple[float, float] = (0.0, 100.0)
+    """Percentiles of the pixels above 0 that become 0 and 255; (0, 100) leaves them alone."""
+    clahe: float = Field(default=0.0, ge=0, le=1)
+    """Clip limit of contrast-limited adaptive histogram equalisation; 0 turns it off."""
     fit: Literal["letterbox", "stretch"] = "letterbox"
     """`letterbox` keeps the aspect ratio and pads with black; `stretch` does not."""
+    scaling: Literal["fixed", "zscore"] = "fixed"
+    """`fixed` uses `mean` and `std`; `zscore` the mean and deviation of each square itself."""
     mean: float = Field(default=0.18, ge=0, le=1)
     """Mean subtracted after scaling to 0..1, in units of full scale."""
     std: float = Field(default=0.18, gt=0, le=1)
     """Divisor after the mean, in units of full scale."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        low, high = self.clip_percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"clip_percentiles {low:g}, {high:g}: need 0 <= low < high <= 100")
+        return self
 
 
 class DataConfig(Section):

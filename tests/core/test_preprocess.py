@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from btray.config import ImageConfig
-from btray.core.preprocess import to_square
+from btray.core.preprocess import clip_percentiles, equalise, stages, to_square
 
 
 def noise(height, width, seed=0):
@@ -113,3 +113,82 @@ def test_read_only_and_strided_pixels_are_taken():
     view = image[::2, ::-2]
     view.flags.writeable = False
     np.testing.assert_array_equal(to_square(view, ImageConfig(size=64)), image[::2, ::-2])
+
+
+def head(height, width, top, left, tall, wide):
+    """A bright ellipse with texture on a black slice."""
+    rows, columns = np.ogrid[:height, :width]
+    inside = ((rows - top - tall / 2) / (tall / 2)) ** 2 + (
+        (columns - left - wide / 2) / (wide / 2)
+    ) ** 2 <= 1
+    return np.where(inside, 80 + noise(height, width) // 2, 0).astype(np.uint8)
+
+
+def test_the_head_crop_does_not_depend_on_the_border():
+    config = ImageConfig(size=64, crop="head", crop_margin=0)
+    tight, wide = head(120, 100, 0, 0, 120, 100), np.zeros((300, 260), np.uint8)
+    wide[90:210, 40:140] = tight
+    difference = to_square(tight, config).astype(int) - to_square(wide, config)
+    assert np.abs(difference).mean() < 2
+
+
+def test_the_crop_margin_is_a_share_of_the_longer_side():
+    image = head(300, 300, 100, 120, 100, 80)
+    (_, tight), *_ = stages(image, ImageConfig(crop="head", crop_margin=0))
+    (_, loose), *_ = stages(image, ImageConfig(crop="head", crop_margin=0.1))
+    grown = np.subtract(loose.shape, tight.shape)
+    assert set(grown) == {2 * round(0.1 * max(tight.shape))}
+
+
+@pytest.mark.parametrize("image", [white(80, 60), np.zeros((80, 60), np.uint8), noise(80, 60)])
+def test_a_slice_without_a_head_is_not_cropped(image):
+    (_, cropped), *_ = stages(image, ImageConfig(crop="head"))
+    np.testing.assert_array_equal(cropped, image)
+
+
+def test_a_bright_speck_beside_the_head_is_not_part_of_it():
+    image = head(200, 200, 50, 50, 100, 100)
+    (_, without), *_ = stages(image, ImageConfig(crop="head"))
+    image[5:10, 5:10] = 255
+    (_, cropped), *_ = stages(image, ImageConfig(crop="head"))
+    np.testing.assert_array_equal(cropped, without)
+
+
+def test_percentiles_are_those_of_the_foreground():
+    ramp = np.concatenate([np.zeros(900, np.uint8), np.arange(51, 151, dtype=np.uint8)])
+    clipped = clip_percentiles(ramp.reshape(10, 100), 1, 99).ravel()
+    assert (clipped[:900] == 0).all()
+    assert (clipped[900:902] == 0).all()
+    assert (clipped[-2:] == 255).all()
+    assert (np.diff(clipped[900:].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_a_flat_slice_is_not_stretched(value):
+    flat = np.full((20, 20), value, np.uint8)
+    np.testing.assert_array_equal(clip_percentiles(flat, 1, 99), flat)
+
+
+def test_a_clipped_slice_forgets_brightness_and_contrast():
+    image = head(128, 128, 14, 14, 100, 100)
+    darker = (image * 0.5).astype(np.uint8)
+    config = ImageConfig(size=64, clip_percentiles=(1, 99))
+    difference = to_square(image, config).astype(int) - to_square(darker, config)
+    assert np.abs(difference).mean() < 3
+
+
+def test_equalisation_raises_local_contrast():
+    faint = 100 + noise(128, 128) // 16
+    assert equalise(faint.astype(np.uint8), 0.5).std() > 2 * faint.std()
+
+
+def test_stages_come_in_order_and_end_with_the_square():
+    config = ImageConfig(size=64, crop="head", clip_percentiles=(1, 99), clahe=0.01, fit="stretch")
+    image = head(128, 100, 10, 10, 100, 80)
+    named = list(stages(image, config))
+    assert [name for name, _ in named] == ["head crop", "percentile clip", "CLAHE", "stretch"]
+    np.testing.assert_array_equal(named[-1][1], to_square(image, config))
+
+
+def test_without_options_resizing_is_the_only_stage():
+    assert [name for name, _ in stages(noise(50, 40), ImageConfig())] == ["letterbox"]

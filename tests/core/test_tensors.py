@@ -39,3 +39,15 @@ def test_a_row_does_not_depend_on_the_rest_of_its_batch():
     batch = normalise(to_unit(images), ImageConfig())
     alone = torch.cat([normalise(to_unit(image[None]), ImageConfig()) for image in images])
     assert torch.equal(batch, alone)
+
+
+def test_zscore_gives_every_image_mean_0_and_deviation_1():
+    images = to_unit(torch.from_numpy(np.stack([noise(seed) // (seed + 1) for seed in range(3)])))
+    scaled = normalise(images, ImageConfig(scaling="zscore"))
+    torch.testing.assert_close(scaled.mean((1, 2, 3)), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(scaled.std((1, 2, 3), correction=0), torch.ones(3))
+
+
+def test_zscore_of_a_blank_image_is_0():
+    images = to_unit(torch.full((1, 8, 8), 90, dtype=torch.uint8))
+    assert normalise(images, ImageConfig(scaling="zscore")).abs().max() < 1e-4
