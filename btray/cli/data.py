@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from btray.cli.config import ConfigFile, Overrides
 from btray.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -101,15 +102,29 @@ def show(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
-    per_class: Annotated[int, typer.Option(help="Slices of each class.")] = 8,
+    per_class: Annotated[
+        int | None, typer.Option(help="Slices of each class: 8, or 1 with --stages.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice.", min=0)] = 0,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Draw each slice through every stage of preprocessing.")
+    ] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Draw a contact sheet with some slices of every class."""
+    """Draw some slices of every class, or (--stages) what preprocessing makes of them."""
+    from btray.config import load_config
     from btray.data.dataset import Dataset
-    from btray.data.sheet import contact_sheet
+    from btray.data.sheet import contact_sheet, stage_sheet
     from btray.errors import UserError
 
-    sheet = contact_sheet(Dataset.open(dataset), split, per_class, seed)
+    if (config or overrides) and not stages:
+        raise UserError("--config and --set matter to --stages only; add it or leave them out")
+    settings, opened = load_config(config, overrides or ()), Dataset.open(dataset)
+    if stages:
+        sheet = stage_sheet(opened, settings, split, 1 if per_class is None else per_class, seed)
+    else:
+        sheet = contact_sheet(opened, split, 8 if per_class is None else per_class, seed)
     try:
         out.write_bytes(sheet)
     except OSError as error:

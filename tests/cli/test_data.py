@@ -55,6 +55,10 @@ def test_import_info_show(cluster, images, tmp_path):
     assert shown.exit_code == 0
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
+    drawn = run("show", target, "--out", sheet, "--stages", "--set", "image.crop=head")
+    assert drawn.exit_code == 0, drawn.output
+    assert isinstance(run("show", target, "--out", sheet, "--set", "seed=1").exception, UserError)
+
     nowhere = run("show", target, "--out", tmp_path / "nowhere" / "sheet.png")
     assert isinstance(nowhere.exception, UserError)
 

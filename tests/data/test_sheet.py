@@ -3,9 +3,10 @@ import io
 import pytest
 from PIL import Image
 
+from btray.config import AugmentConfig, Config, ImageConfig
 from btray.data.dataset import Dataset
 from btray.data.importer import run_import
-from btray.data.sheet import choose, contact_sheet
+from btray.data.sheet import choose, contact_sheet, stage_sheet
 from btray.data.sources.imagefolder import ImageFolder
 from btray.errors import UserError
 
@@ -48,3 +49,19 @@ def test_unknown_split_is_the_users_mistake(dataset):
 def test_impossible_number_of_slices(dataset, number):
     with pytest.raises(UserError, match="--per-class"):
         contact_sheet(dataset, per_class=number)
+
+
+def test_a_stage_sheet_has_a_column_for_every_stage(dataset):
+    plain = Config(image=ImageConfig(size=32), augment=AugmentConfig(enabled=False))
+    staged = Config(image=ImageConfig(size=32, crop="head", clip_percentiles=(1, 99), clahe=0.01))
+    narrow, wide = (
+        Image.open(io.BytesIO(stage_sheet(dataset, config, per_class=1)))
+        for config in (plain, staged)
+    )
+    assert (wide.width - narrow.width) / narrow.width == pytest.approx(3 / 6, abs=0.02)
+    assert wide.height == narrow.height
+
+
+def test_a_stage_sheet_is_the_same_every_time(dataset):
+    config = Config(image=ImageConfig(size=32))
+    assert stage_sheet(dataset, config, seed=3) == stage_sheet(dataset, config, seed=3)
