@@ -43,6 +43,13 @@ Test = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace another data set at the destination.")
 ]
+ExcludeFromTrain = Annotated[
+    bool,
+    typer.Option(
+        "--exclude-from-train-what-is-in-test",
+        help="Leave patients who stand in several of the source's own splits in the test one only.",
+    ),
+]
 _PHASES = {
     "hash": "hashing files",
     "read": "reading and decoding",
@@ -95,6 +102,41 @@ def phantom(
 
     options = ImportOptions(validation=validation, test=test, seed=seed, overwrite=overwrite)
     _run(PhantomSource(images, seed), destination, options)
+
+
+@app.command()
+def split(
+    dataset: DatasetArgument,
+    out: Annotated[
+        str | None, typer.Option(help="Where the result goes; by default the data set is replaced.")
+    ] = None,
+    validation: Validation = 0.15,
+    test: Test = 0.15,
+    folds: Annotated[
+        int, typer.Option(help="Folds for cross-validation; 0: one holdout.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment.", min=0)] = 0,
+    official: Annotated[
+        bool,
+        typer.Option("--official/--ignore-official", help="Keep the source's own splits, or not."),
+    ] = True,
+    exclude: ExcludeFromTrain = False,
+) -> None:
+    """Assign the rows to splits or folds anew: by patient and near duplicate, stratified."""
+    from btray.data.dataset import Dataset
+    from btray.data.resplit import SplitOptions, resplit
+
+    options = SplitOptions(
+        validation=validation,
+        test=test,
+        folds=folds,
+        seed=seed,
+        official=official,
+        exclude_from_train=exclude,
+    )
+    console = Console(soft_wrap=True, highlight=False)
+    _print_summary(console, resplit(Dataset.open(dataset), out, options))
+    console.print(f"data set: {escape(out or dataset)}")
 
 
 @app.command()
@@ -189,6 +231,9 @@ def _print_summary(console: Console, manifest: "Manifest") -> None:
         ("near duplicates", manifest.near_duplicates),
     ):
         console.print(f"{name}: {found['groups']:,} groups, {found['images']:,} images")
+    if manifest.split.folds:
+        own = " (the source's own)" if manifest.split.official_folds else ""
+        console.print(f"folds: {manifest.split.folds}{own}")
     console.print(f"label conflicts: {manifest.label_conflicts:,}")
     console.print(f"excluded: {sum(manifest.counts.get('excluded', {}).values()):,}")
     console.print(f"quarantined: {manifest.quarantined:,}")

@@ -52,14 +52,16 @@ def clip_percentiles(image: Pixels, low: float, high: float) -> Pixels:
         return image
     levels = (np.arange(256) - bottom) / (top - bottom)
     table = np.rint(levels.clip(0, 1) * 255).astype(np.uint8)
-    return table[image]
+    stretched: Pixels = table[image]
+    return stretched
 
 
 def equalise(image: Pixels, clip_limit: float) -> Pixels:
     """Equalise the contrast locally (CLAHE, Zuiderveld 1994; scikit-image's)."""
     from skimage.exposure import equalize_adapthist  # half a second, and seldom wanted
 
-    return np.rint(equalize_adapthist(image, clip_limit=clip_limit) * 255).astype(np.uint8)
+    equalised: Pixels = np.rint(equalize_adapthist(image, clip_limit=clip_limit) * 255).astype("u1")
+    return equalised
 
 
 def resize(image: Pixels, config: ImageConfig) -> Pixels:

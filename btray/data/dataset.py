@@ -1,7 +1,8 @@
 """The Parquet data set: its schema, its manifest, and opening one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -60,6 +61,12 @@ class SplitRecord(Section):
     """Share of the rows asked for, a split."""
     official_test: bool
     """Whether the source brought a test split of its own, which was kept."""
+    folds: int = 0
+    """Folds for cross-validation; 0 for none."""
+    official_folds: bool = False
+    """Whether the folds are the source's own."""
+    assignment_hash: str
+    """SHA-256 over (sha256, split, fold) of the sorted rows."""
 
 
 class Manifest(Section):
@@ -133,6 +140,11 @@ class Dataset:
         wanted = None if split is None else pyarrow.dataset.field("split") == split
         return self._read(columns, wanted)
 
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all columns of all rows, in stored order; raises as `table`."""
+        with self._readable():
+            yield from self._rows().to_batches()
+
     def images(self, key: str, values: Sequence[str]) -> dict[str, bytes]:
         """Read encoded images by a column such as `sha256` or `source`; raises as `table`."""
         wanted = pyarrow.dataset.field(key).isin(list(values))
@@ -140,11 +152,18 @@ class Dataset:
         return dict(zip(found[key], found["image"], strict=True))
 
     def _read(self, columns: list[str], wanted: pyarrow.dataset.Expression | None) -> pa.Table:
+        with self._readable():
+            return self._rows().to_table(columns=columns, filter=wanted)
+
+    def _rows(self) -> pyarrow.dataset.Dataset:
+        return pyarrow.dataset.dataset(
+            f"{self.path}/{ROWS}", schema=SCHEMA, filesystem=self.filesystem, format="parquet"
+        )
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            rows = pyarrow.dataset.dataset(
-                f"{self.path}/{ROWS}", schema=SCHEMA, filesystem=self.filesystem, format="parquet"
-            )
-            return rows.to_table(columns=columns, filter=wanted)
+            yield
         except (OSError, pa.ArrowInvalid) as error:
             reason = str(error).splitlines()[0]
             raise UserError(

@@ -167,15 +167,12 @@ def _manifest(
     options: ImportOptions,
 ) -> Manifest:
     labels = columns["label"]
-    counts: dict[str, Counter[str]] = {}
-    for split, label in zip(splits, labels, strict=True):
-        counts.setdefault(split, Counter())[label] += 1
     return Manifest(
         schema_version=SCHEMA_VERSION,
         btray_version=__version__,
         class_names=tuple(name for name in options.class_names if name in set(labels)),
         rows=len(labels),
-        counts={split: dict(sorted(counts[split].items())) for split in sorted(counts)},
+        counts=count_rows(splits, labels),
         quarantined=quarantined,
         exact_duplicates=duplicates.count_groups(found.exact),
         near_duplicates=duplicates.count_groups(found.near),
@@ -184,6 +181,9 @@ def _manifest(
             seed=options.seed,
             fractions=options.fractions,
             official_test="test" in columns["split"],
+            folds=len(set(columns["fold"]) - {None}),
+            official_folds=any(fold is not None for fold in columns["fold"]),
+            assignment_hash=assignment_hash(columns["sha256"], splits, columns["fold"]),
         ),
         source=source.kind,
         source_hash=source_hash,
@@ -191,11 +191,27 @@ def _manifest(
     )
 
 
+def count_rows(splits: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return the number of rows by split and label, both sorted."""
+    counts: dict[str, Counter[str]] = {}
+    for split, label in zip(splits, labels, strict=True):
+        counts.setdefault(split, Counter())[label] += 1
+    return {split: dict(sorted(counts[split].items())) for split in sorted(counts)}
+
+
 def content_hash(
     sha256: Sequence[str], labels: Sequence[str], splits: Sequence[str], groups: Sequence[str]
 ) -> str:
     """Return the SHA-256 over (sha256, label, split, group_id) of the sorted rows."""
     rows = sorted(zip(sha256, labels, splits, groups, strict=True))
+    return hashlib.sha256("".join("\0".join(row) + "\n" for row in rows).encode()).hexdigest()
+
+
+def assignment_hash(
+    sha256: Sequence[str], splits: Sequence[str], folds: Sequence[int | None]
+) -> str:
+    """Return the SHA-256 over (sha256, split, fold) of the sorted rows."""
+    rows = sorted(zip(sha256, splits, map(str, folds), strict=True))
     return hashlib.sha256("".join("\0".join(row) + "\n" for row in rows).encode()).hexdigest()
 
 

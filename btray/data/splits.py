@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from btray.data.dataset import EXCLUDED, SPLITS
 from btray.errors import UserError
@@ -49,8 +50,105 @@ def assign_splits(
         _final(by_group[group], own, group in fixed)
         for group, own in zip(groups, official, strict=True)
     ]
-    _check_complete(labels, splits)
+    _check_complete(labels, splits, SPLITS)
     return splits
+
+
+def assign_folds(
+    labels: Sequence[str],
+    groups: Sequence[str],
+    official: Sequence[str | None],
+    test: float,
+    folds: int,
+    seed: int,
+) -> tuple[list[str], list[int | None]]:
+    """Return the split and the fold, from 0, of each of n rows for cross-validation.
+
+    An official test split is kept, otherwise a share `test` (0: none) is drawn by group.
+    Rows of a group that also stands in test are `excluded`. The others form the folds, by
+    group and stratified (scikit-learn's StratifiedGroupKFold); fold 0 is the validation
+    split. Test and excluded rows have no fold. Independent of the rows' order.
+
+    Raises:
+        UserError: impossible numbers, or a class with fewer groups than folds.
+
+    """
+    _check_folds(test, folds)
+    fixed = {group: "test" for group, own in zip(groups, official, strict=True) if own == "test"}
+    by_group = fixed or _drawn_test(labels, groups, test, seed)
+    splits = [
+        _final(by_group.get(group, "train"), "test" if own == "test" else "train", group in fixed)
+        for group, own in zip(groups, official, strict=True)
+    ]
+    rest = [row for row, split in enumerate(splits) if split == "train"]
+    numbers = _stratified_folds([labels[r] for r in rest], [groups[r] for r in rest], folds, seed)
+    fold_of: list[int | None] = [None] * len(splits)
+    for row, number in zip(rest, numbers, strict=True):
+        fold_of[row] = number
+        splits[row] = "train" if number else "validation"
+    _check_complete(labels, splits, [split for split in SPLITS if split != "test" or by_group])
+    return splits, fold_of
+
+
+def _check_folds(test: float, folds: int) -> None:
+    if not 0 <= test < 1:
+        raise UserError(f"share of test {test:g}: must be at least 0 and below 1")
+    if folds < 2:
+        raise UserError(f"{_count(folds, 'fold')}: cross-validation needs 2 or more")
+
+
+def _drawn_test(
+    labels: Sequence[str], groups: Sequence[str], test: float, seed: int
+) -> dict[str, str]:
+    if not test:
+        return {}
+    return stratify(labels, groups, {"train": 1 - test, "test": test}, seed)
+
+
+def _stratified_folds(
+    labels: Sequence[str], groups: Sequence[str], folds: int, seed: int
+) -> list[int]:
+    members = {group: Counter[str]() for group in groups}
+    for label, group in zip(labels, groups, strict=True):
+        members[group][label] += 1
+    _check_groups(_queues(members, seed), folds)
+    order = sorted(range(len(labels)), key=lambda row: (groups[row], labels[row]))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    sorted_labels, sorted_groups = [labels[r] for r in order], [groups[r] for r in order]
+    numbers = [0] * len(labels)
+    for number, (_, held_out) in enumerate(splitter.split(order, sorted_labels, sorted_groups)):
+        for position in held_out:
+            numbers[order[position]] = number
+    _check_folds_complete(labels, numbers, folds)
+    return numbers
+
+
+def _check_folds_complete(labels: Sequence[str], numbers: Sequence[int], folds: int) -> None:
+    present = set(zip(numbers, labels, strict=True))
+    for label in sorted(set(labels)):
+        for number in range(folds):
+            if (number, label) not in present:
+                raise UserError(
+                    f"class {label} has no image in fold {number}: its images belong together in "
+                    "groups too large to spread; ask for fewer folds or another seed"
+                )
+
+
+def check_patients(patients: Sequence[str | None], official: Sequence[str | None]) -> None:
+    """Raise UserError when a patient [n] stands in several of the source's own splits [n]."""
+    seen = {
+        (patient, split)
+        for patient, split in zip(patients, official, strict=True)
+        if patient is not None and split is not None
+    }
+    counts = Counter(patient for patient, _ in seen)
+    crossing = sorted(patient for patient, count in counts.items() if count > 1)
+    if crossing:
+        raise UserError(
+            f"{_count(len(crossing), 'patient')} in more than one of the source's own splits "
+            f"(the first: {crossing[0]}); --exclude-from-train-what-is-in-test leaves their "
+            "images out of all but the test (or validation) split"
+        )
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
@@ -139,10 +237,10 @@ def _final(split: str, own: str | None, fixed: bool) -> str:
     return EXCLUDED if fixed and own != split else split
 
 
-def _check_complete(labels: Sequence[str], splits: Sequence[str]) -> None:
+def _check_complete(labels: Sequence[str], splits: Sequence[str], needed: Sequence[str]) -> None:
     present = Counter(zip(splits, labels, strict=True))
     for label in sorted(set(labels)):
-        for split in SPLITS:
+        for split in needed:
             if not present[split, label]:
                 raise UserError(
                     f"class {label} has no image in the {split} split that is not a twin of one "

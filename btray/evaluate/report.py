@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from btray.core.bundle import Bundle, Card
 from btray.core.files import reason
+from btray.core.images import decode
 from btray.data.dataset import Dataset
 from btray.data.sheet import draw_sheet
 from btray.errors import UserError
@@ -147,7 +148,7 @@ def draw_mistakes(evaluation: Evaluation, dataset: Dataset) -> bytes | None:
         predicted = int(evaluation.probabilities[row].argmax())
         confidence = evaluation.probabilities[row, predicted]
         title = f"is {names[evaluation.labels[row]]}\nsaid {names[predicted]}, {confidence:.0%}"
-        tiles.append((title, images[evaluation.sha256[row]]))
+        tiles.append((title, decode(images[evaluation.sha256[row]])))
     return draw_sheet([tiles[start : start + 8] for start in range(0, len(tiles), 8)])
 
 

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btray.data.splits import assign_splits, check_fractions, stratify
+from btray.data.splits import (
+    assign_folds,
+    assign_splits,
+    check_fractions,
+    check_patients,
+    stratify,
+)
 from btray.errors import UserError
 
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
@@ -132,3 +138,86 @@ def test_weights_need_not_add_up_to_one():
     labels, groups = rows({"a": [1] * 10})
     drawn = stratify(labels, groups, {"train": 4, "validation": 1}, 0)
     assert Counter(drawn.values()) == {"train": 8, "validation": 2}
+
+
+official_splits = st.sampled_from([None, "train", "validation", "test"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"), st.lists(st.integers(1, 9), min_size=8, max_size=25), min_size=1
+    ),
+    st.lists(official_splits, min_size=200, max_size=200),
+    st.integers(2, 4),
+    st.sampled_from([0, 0.2]),
+    st.integers(0, 1000),
+)
+def test_no_group_crosses_folds_or_splits(by_label, drawn, folds, test, seed):
+    labels, groups = rows(by_label)
+    official = (drawn * 4)[: len(labels)]
+    try:
+        splits, numbers = assign_folds(labels, groups, official, test, folds, seed)
+    except UserError:
+        return  # the official test took a class's last groups
+    used = [(g, s, n) for g, s, n in zip(groups, splits, numbers, strict=True) if s != "excluded"]
+    assert len({(g, s == "test", n) for g, s, n in used}) == len({g for g, _, _ in used})
+    for own, split, number in zip(official, splits, numbers, strict=True):
+        assert (own == "test") == (split == "test") or "test" not in official
+        assert (number is None) == (split in ("test", "excluded"))
+        assert number is None or (split == "validation") == (number == 0)
+    present = {(label, n) for label, n in zip(labels, numbers, strict=True) if n is not None}
+    assert len(present) == folds * len(set(labels))
+
+
+def test_folds_of_single_images_are_equal_and_stratified():
+    labels, groups = rows({"a": [1] * 50, "b": [1] * 100})
+    splits, numbers = assign_folds(labels, groups, [None] * 150, 0, 5, 0)
+    assert set(Counter(zip(labels, numbers, strict=True)).values()) == {10, 20}
+    assert Counter(splits) == {"train": 120, "validation": 30}
+
+
+def test_folds_do_not_depend_on_the_order_of_rows():
+    labels, groups = rows({"a": [1, 2, 3, 1, 1, 4, 2], "b": [2, 2, 2, 1, 1, 1]})
+    _, numbers = assign_folds(labels, groups, [None] * len(labels), 0.2, 3, 1)
+    expected = dict(zip(groups, numbers, strict=True))
+    order = list(range(len(labels)))
+    random.Random(3).shuffle(order)
+    _, shuffled = assign_folds(
+        [labels[i] for i in order], [groups[i] for i in order], [None] * len(labels), 0.2, 3, 1
+    )
+    assert {groups[i]: number for i, number in zip(order, shuffled, strict=True)} == expected
+
+
+def test_an_official_test_stays_out_of_the_folds():
+    labels, groups = rows({"a": [1] * 10})
+    official = ["train"] * 7 + ["validation"] + ["test"] * 2
+    splits, numbers = assign_folds(
+        [*labels, "a"], [*groups, groups[8]], [*official, "train"], 0.15, 2, 0
+    )
+    assert splits[8:] == ["test", "test", "excluded"]
+    assert numbers[8:] == [None] * 3
+    assert Counter(numbers[:8]) == {0: 4, 1: 4}
+
+
+@pytest.mark.parametrize(
+    ("test", "folds", "message"),
+    [(-0.1, 5, "share of test"), (1, 5, "share of test"), (0.1, 1, "1 fold: cross-validation")],
+)
+def test_impossible_folds_are_the_users_mistake(test, folds, message):
+    labels, groups = rows({"a": [1] * 20})
+    with pytest.raises(UserError, match=message):
+        assign_folds(labels, groups, [None] * 20, test, folds, 0)
+
+
+def test_a_class_of_fewer_groups_than_folds():
+    labels, groups = rows({"a": [1] * 20, "b": [4, 4]})
+    with pytest.raises(UserError, match="class b has 2 groups"):
+        assign_folds(labels, groups, [None] * len(labels), 0, 3, 0)
+
+
+def test_a_patient_in_two_official_splits_is_reported():
+    official = ["train", "test", "train", None, "test"]
+    check_patients(["p1", "p2", "p1", "p2", None], official)
+    with pytest.raises(UserError, match=r"1 patient in more than one.*p2.*--exclude-from-train"):
+        check_patients(["p1", "p2", "p2", "p3", None], official)

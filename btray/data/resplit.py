@@ -1,0 +1,117 @@
+"""A new assignment to splits and folds for a data set that is there already."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from pydantic import Field
+
+from btray.config import Section
+from btray.core.files import absolute
+from btray.data.dataset import SCHEMA, SPLITS, Dataset, Manifest, SplitRecord
+from btray.data.importer import assignment_hash, content_hash, count_rows, quarantine
+from btray.data.splits import assign_folds, assign_splits, check_patients
+from btray.data.storage import Destination, staged
+from btray.errors import UserError
+
+_COLUMNS: Final = ["sha256", "label", "group_id", "patient_id", "official_split"]
+
+
+class SplitOptions(Section):
+    """How rows are assigned to splits."""
+
+    validation: float = 0.15
+    """Share of the rows that go to validation; of no matter with folds."""
+    test: float = 0.15
+    """Share of the rows that go to the test split; with folds it may be 0."""
+    folds: int = Field(default=0, ge=0)
+    """Folds for cross-validation; 0 for a single holdout."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the assignment."""
+    official: bool = True
+    """Keep the source's own test and validation splits."""
+    exclude_from_train: bool = False
+    """Exclude from train the patients who also stand in an official test split."""
+
+
+def resplit(dataset: Dataset, destination: str | None, options: SplitOptions) -> Manifest:
+    """Assign the rows of a data set anew, in place or to another destination.
+
+    Raises:
+        UserError: impossible splits, or a destination that is not free.
+
+    """
+    place = Destination.parse(destination or dataset.uri)
+    if destination and absolute(destination) != absolute(dataset.uri) and place.existing():
+        raise UserError(f"{destination}: holds a data set already; choose another destination")
+    rows = dataset.table(_COLUMNS).to_pydict()
+    splits, folds = assign(rows, options)
+    manifest = _manifest(dataset.manifest, rows, splits, folds, options)
+    with staged(place) as staging:
+        # Read whole before anything is written: in a bucket the rows are replaced in place.
+        spool = staging.scratch / "rows.arrow"
+        _spool(dataset, spool)
+        with pa.memory_map(str(spool)) as mapped:
+            table = pa.ipc.open_file(mapped).read_all()
+            for name, values in (("split", splits), ("fold", folds)):
+                index = SCHEMA.get_field_index(name)
+                column = pa.array(values, type=SCHEMA.field(name).type)
+                table = table.set_column(index, SCHEMA.field(name), column)
+            rejected = quarantine(dataset)
+            staging.write_rows(table)
+        staging.write_quarantine(rejected)
+        staging.write_manifest(manifest)
+    return manifest
+
+
+def assign(
+    rows: dict[str, list[Any]], options: SplitOptions
+) -> tuple[list[str], Sequence[int | None]]:
+    """Return the split and the fold of each row; raises UserError."""
+    labels, groups = rows["label"], rows["group_id"]
+    official = rows["official_split"] if options.official else [None] * len(labels)
+    if not options.exclude_from_train:
+        check_patients(rows["patient_id"], official)
+    if options.folds:
+        return assign_folds(labels, groups, official, options.test, options.folds, options.seed)
+    splits = assign_splits(labels, groups, official, _fractions(options), options.seed)
+    return splits, [None] * len(labels)
+
+
+def _fractions(options: SplitOptions) -> dict[str, float]:
+    shares = (round(1 - options.validation - options.test, 9), options.validation, options.test)
+    return dict(zip(SPLITS, shares, strict=True))
+
+
+def _spool(dataset: Dataset, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for batch in dataset.batches():
+            writer.write_batch(batch)
+
+
+def _manifest(
+    before: Manifest,
+    rows: dict[str, list[Any]],
+    splits: list[str],
+    folds: Sequence[int | None],
+    options: SplitOptions,
+) -> Manifest:
+    record = SplitRecord(
+        seed=options.seed,
+        fractions=_fractions(options),
+        official_test=options.official and "test" in rows["official_split"],
+        folds=options.folds,
+        assignment_hash=assignment_hash(rows["sha256"], splits, folds),
+    )
+    # An import of the same source must not take this for its own result.
+    origin = hashlib.sha256(f"{before.source_hash}\n{options.model_dump_json()}".encode())
+    return before.model_copy(
+        update={
+            "counts": count_rows(splits, rows["label"]),
+            "split": record,
+            "source_hash": origin.hexdigest(),
+            "content_hash": content_hash(rows["sha256"], rows["label"], splits, rows["group_id"]),
+        }
+    )
