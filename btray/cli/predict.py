@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -114,7 +115,10 @@ def _read(path: Path) -> "bytes | ImageError":
     from btray.core.images import MAX_BYTES, ImageError
 
     try:
-        if path.stat().st_size > MAX_BYTES:
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            return ImageError("not_a_file", "not a regular file")
+        if known.st_size > MAX_BYTES:
             return ImageError("too_large", f"more bytes than the limit of {MAX_BYTES:,}")
         return path.read_bytes()
     except OSError as error:

@@ -59,6 +59,12 @@ def test_import_info_show(cluster, images, tmp_path):
     assert drawn.exit_code == 0, drawn.output
     assert isinstance(run("show", target, "--out", sheet, "--set", "seed=1").exception, UserError)
 
+    folded = run("split", target, "--folds", 2, "--test", 0.2, "--out", tmp_path / "folds")
+    assert folded.exit_code == 0, folded.output
+    assert "folds: 2" in folded.stdout
+    assert Dataset.open(str(tmp_path / "folds")).manifest.split.folds == 2
+    assert isinstance(run("split", target, "--folds", 9).exception, UserError)
+
     nowhere = run("show", target, "--out", tmp_path / "nowhere" / "sheet.png")
     assert isinstance(nowhere.exception, UserError)
 

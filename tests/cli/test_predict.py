@@ -160,6 +160,11 @@ def test_a_file_that_cannot_be_read_is_a_row(tiny_bundle, tmp_path):
     }
 
 
+def test_a_device_is_not_read(tiny_bundle):
+    (row,) = answer(Predictor(tiny_bundle), [Path("/dev/zero")])
+    assert row["error"]["code"] == "not_a_file"
+
+
 def test_a_huge_file_is_refused_before_it_is_read(tiny_bundle, tmp_path):
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # sparse: takes no space
