@@ -43,14 +43,11 @@ def resplit(dataset: Dataset, destination: str | None, options: SplitOptions) ->
         UserError: impossible splits, or a destination that is not free.
 
     """
-    place = Destination.parse(destination or dataset.uri)
-    if destination and absolute(destination) != absolute(dataset.uri) and place.existing():
-        raise UserError(f"{destination}: holds a data set already; choose another destination")
+    place = _free(dataset, destination)
     rows = dataset.table(_COLUMNS).to_pydict()
     splits, folds = assign(rows, options)
     manifest = _manifest(dataset.manifest, rows, splits, folds, options)
     with staged(place) as staging:
-        # Read whole before anything is written: in a bucket the rows are replaced in place.
         spool = staging.scratch / "rows.arrow"
         _spool(dataset, spool)
         with pa.memory_map(str(spool)) as mapped:
@@ -64,6 +61,17 @@ def resplit(dataset: Dataset, destination: str | None, options: SplitOptions) ->
         staging.write_quarantine(rejected)
         staging.write_manifest(manifest)
     return manifest
+
+
+def _free(dataset: Dataset, destination: str | None) -> Destination:
+    place = Destination.parse(destination or dataset.uri)
+    if destination and absolute(destination) != absolute(dataset.uri):
+        if place.existing():
+            raise UserError(f"{destination}: holds a data set already; choose another destination")
+    elif not place.local:
+        # It would be gone for a while, and for good if that were interrupted.
+        raise UserError(f"{dataset.uri}: not replaced in place in a bucket; give --out")
+    return place
 
 
 def assign(

@@ -8,6 +8,7 @@ from btray.config import resolve_config
 from btray.core.bundle import load_bundle
 from btray.data.dataset import Dataset
 from btray.data.importer import run_import
+from btray.data.resplit import SplitOptions, resplit
 from btray.data.sources.phantom_source import PhantomSource
 from btray.errors import UserError
 from btray.evaluate.evaluate import evaluate_bundle
@@ -50,6 +51,15 @@ def test_train_and_evaluate_in_a_bucket(bucket, stored, train_options):
 
 def test_importing_again_changes_nothing(stored):
     assert run_import(PhantomSource(160), stored).unchanged
+
+
+def test_splitting_anew_in_a_bucket_leaves_the_data_set_alone(bucket, stored):
+    dataset, options = Dataset.open(stored), SplitOptions(folds=2, test=0.2)
+    with pytest.raises(UserError, match="give --out"):
+        resplit(dataset, None, options)
+    made = resplit(dataset, bucket("folds"), options)
+    assert Dataset.open(bucket("folds")).manifest == made
+    assert Dataset.open(stored).manifest == dataset.manifest
 
 
 def test_a_bucket_that_is_not_there(bucket):
