@@ -51,7 +51,8 @@ def _join(address: str) -> None:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster can be joined there ({reason}); "
-            "start one with `ray start --head` or unset RAY_ADDRESS"
+            "start one with `ray start --head`, or unset RAY_ADDRESS; a cluster that asks for a "
+            "token needs RAY_AUTH_MODE=token"
         ) from None
 
 

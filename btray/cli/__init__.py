@@ -2,7 +2,7 @@
 
 import io
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -54,8 +54,26 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
-        console = Console(stderr=True, soft_wrap=True, emoji=False)
-        console.print(f"btray: {error}", markup=False, highlight=False)
-        sys.exit(2)
+        _complain(str(error))
+    except typer.TyperException as error:
+        _complain(_usage(error))
+    except typer.Abort:
+        sys.exit(130)
+
+
+def _usage(error: typer.TyperException) -> str:
+    """Return a mistake in the use of a command as one line; empty when its help was shown."""
+    context = getattr(error, "ctx", None)
+    described = getattr(error, "format_message", error.__str__)()
+    message = " ".join(described.replace("Value error, ", "").split()).rstrip(".")
+    hint = f"; see `{context.command_path} --help`" if context else ""
+    return message and f"{message}{hint}"
+
+
+def _complain(message: str) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True, emoji=False)
+    if message:
+        console.print(f"btray: {message}", markup=False, highlight=False)
+    sys.exit(2)

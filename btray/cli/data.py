@@ -76,7 +76,7 @@ def import_(
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Import folders of images as one data set: checked, de-duplicated, split by group."""
+    """Import folders of images as one data set: checked, twins found, split by group."""
     from btray.data.importer import ImportOptions
     from btray.data.sources.imagefolder import ImageFolder
 
@@ -160,6 +160,8 @@ def show(
     from btray.data.sheet import contact_sheet, stage_sheet
     from btray.errors import UserError
 
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: a sheet is a PNG file; give a name that ends in .png")
     if (config or overrides) and not stages:
         raise UserError("--config and --set matter to --stages only; add it or leave them out")
     settings, opened = load_config(config, overrides or ()), Dataset.open(dataset)

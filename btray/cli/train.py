@@ -36,18 +36,28 @@ def train(
     from btray.cluster import connect
     from btray.core.files import join
     from btray.train.inputs import open_training_data
+    from btray.train.storage import RunFolder
 
-    if not resume:
-        open_training_data(resolved)
-    with loading("btray.train.trainer"):
-        connect()
-    from btray.core.bundle import FOLDER
+    # Mistakes that need neither Ray nor torch are told before either is loaded.
+    if resume:
+        _, resolved = RunFolder.reopen(resume)
+    else:
+        RunFolder.free(resolved)
+    open_training_data(resolved)
+    errors = Console(stderr=True, soft_wrap=True)
+    errors.print("starting Ray …", style="dim")
+    try:
+        with loading("btray.train.trainer"):
+            connect()
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        raise typer.Exit(130) from None
+    from ray.train import TrainingFailedError
+
+    from btray.core.layout import FOLDER
     from btray.train.progress import ConsoleDisplay
     from btray.train.trainer import fit
     from btray.train.trainer import resume as go_on
-
-    errors = Console(stderr=True, soft_wrap=True)
-    from ray.train import TrainingFailedError
 
     try:
         with ConsoleDisplay(errors) as display:

@@ -15,14 +15,11 @@ from torch import Tensor, nn
 from btray.config import ImageConfig, ModelConfig, Section
 from btray.core import files
 from btray.core.calibration import Calibration
+from btray.core.layout import CARD, FOLDER, WEIGHTS
 from btray.core.zoo import create_model
 from btray.errors import UserError
 
 FORMAT_VERSION: Final = 1
-CARD: Final = "bundle.json"
-WEIGHTS: Final = "model.safetensors"
-FOLDER: Final = "bundle"
-"""Name of a bundle's folder inside its run."""
 
 
 class Provenance(Section):

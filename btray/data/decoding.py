@@ -5,7 +5,7 @@ Torch is not loaded here, nor in the tasks: that would double the start-up of a 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import ray
@@ -24,7 +24,8 @@ from btray.errors import UserError
 _ROWS_PER_TASK: Final = 512
 _ROWS_PER_PROCESS: Final = 5000
 
-Blocks = list["ray.ObjectRef[pa.Table]"]
+Blocks = list[ray.ObjectRef[Any]]
+"""References of Arrow tables."""
 
 
 def decoded(

@@ -17,7 +17,7 @@ from btray.data.dataset import SPLITS, Dataset
 from btray.errors import UserError
 
 _COLUMNS: Final = ["label", "split", "plane", "sequence", "source"]
-_INCHES: Final = 1.6
+_INCHES: Final = 1.8
 _DPI: Final = 110
 _AUGMENTED: Final = 3
 """Augmented versions of a slice shown."""
@@ -125,7 +125,7 @@ def draw_sheet(lines: Sequence[Sequence[Tile]]) -> bytes:
     for axes_line, line in zip(grid, lines, strict=True):
         for axes, (title, pixels) in zip(axes_line, line, strict=False):
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(title, fontsize=6)
+            axes.set_title(title, fontsize=7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -132,6 +132,7 @@ def _evaluation(bundle: Bundle, dataset: Dataset, split: str, rows: pa.Table) ->
         "split": split,
         "dataset": {
             "content_hash": dataset.manifest.content_hash,
+            "source": dataset.manifest.source,
             "same_as_trained_on": _same(bundle, dataset),
         },
         "model": {"name": bundle.card.name, "version": bundle.version},

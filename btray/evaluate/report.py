@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -91,7 +91,7 @@ def draw_confusion(matrix: dict[str, Any]) -> bytes:
     """Draw counts, coloured by the share of the true class; return a PNG."""
     counts, names = np.array(matrix["counts"]), matrix["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (true, predicted), count in np.ndenumerate(counts):
@@ -112,9 +112,11 @@ def draw_confusion(matrix: dict[str, Any]) -> bytes:
 
 
 def draw_roc(metrics: dict[str, Any]) -> bytes:
-    """Draw every class's ROC against the rest, whole and its upper left corner."""
+    """Draw every class's ROC against the rest, whole and the corner where they turn."""
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    for axes, (right, low) in zip(figure.subplots(1, 2), ((1.0, 0.0), (0.1, 0.9)), strict=True):
+    corner = _corner(metrics["roc"].values())
+    for axes, right in zip(figure.subplots(1, 2), (1.0, corner), strict=True):
+        low = 1 - right
         for name, curve in metrics["roc"].items():
             area = metrics["per_class"][name]["auroc"]
             axes.plot(
@@ -127,13 +129,27 @@ def draw_roc(metrics: dict[str, Any]) -> bytes:
             ylim=(low, 1 + 0.01 * (1 - low)),
             xlabel="false positive rate (1 - specificity)",
             ylabel="true positive rate (sensitivity)",
-            title="ROC, one class against the rest" if right == 1 else "upper left corner",
+            title="ROC, one class against the rest" if right == 1 else f"upper left {corner:.0%}",
         )
         axes.grid(alpha=0.3)
         if right == 1:
             axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
             axes.legend(loc="lower right")
     return _png(figure)
+
+
+def _corner(curves: Iterable[dict[str, list[float]]]) -> float:
+    """Return the side of the upper left square that every curve passes through."""
+    sides = [
+        min(
+            max(false, 1 - true)
+            for false, true in zip(
+                curve["false_positive_rate"], curve["true_positive_rate"], strict=True
+            )
+        )
+        for curve in curves
+    ]
+    return min(1.0, max(0.1, 2 * max(sides, default=0.0)))
 
 
 def draw_mistakes(evaluation: Evaluation, dataset: Dataset) -> bytes | None:
@@ -212,7 +228,17 @@ def _facts(evaluation: Evaluation, card: Card) -> Sequence[tuple[str, str]]:
         ("trained by", f"btray {source.btray_version}, commit {source.code_version or 'unknown'}"),
         ("run", f"{source.run}, epoch {source.epoch + 1}, seed {source.seed}"),
         ("data set", _standing(evaluation)),
+        ("images", _origin(evaluation)),
     )
+
+
+def _origin(evaluation: Evaluation) -> str:
+    """Say where the images come from, above all when they are of nobody."""
+    known = evaluation.metrics["dataset"]
+    content = f"content hash {known['content_hash'][:12]}"
+    if known["source"] == "phantom":
+        return f"btray's synthetic phantom, NOT patients: no medical meaning; {content}"
+    return f"imported from {known['source']}; {content}"
 
 
 def _standing(evaluation: Evaluation) -> str:

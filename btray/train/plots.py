@@ -3,6 +3,7 @@
 import io
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_history(history: list[dict[str, float]]) -> bytes:
@@ -14,8 +15,11 @@ def plot_history(history: list[dict[str, float]]) -> bytes:
         losses.plot(epochs, [row[key] for row in history], label=title, marker=".")
     for key, title in (("val_accuracy", "accuracy"), ("val_macro_f1", "macro-F1")):
         scores.plot(epochs, [row[key] for row in history], label=title, marker=".")
-    for axes, title in ((losses, "cross-entropy"), (scores, "validation score")):
-        axes.set(title=title, xlabel="epoch")
+    losses.set(title="loss", ylabel="cross-entropy")
+    scores.set(title="validation", ylabel="score")
+    for axes in (losses, scores):
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     buffer = io.BytesIO()

@@ -43,7 +43,7 @@ def follow(board: Any, display: Display | None) -> Iterator[News]:  # noqa: ANN4
         for update in ray.get(board.since.remote(seen)):
             seen += 1
             if update["kind"] != "step":
-                _log.info("%s", update)
+                _log.info("%s", _line(update))
             if update["kind"] == "diverged":
                 news.diverged = update
             if display is not None:
@@ -63,6 +63,22 @@ def follow(board: Any, display: Display | None) -> Iterator[News]:  # noqa: ANN4
     finally:
         stop.set()
         thread.join()
+
+
+def _line(update: Update) -> str:
+    """Return a piece of news as the log tells it; epochs count from 1, as on the screen."""
+    match update["kind"]:
+        case "epoch":
+            numbers = {k: v for k, v in update["metrics"].items() if k != "epoch"}
+            scores = "  ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+            return f"epoch {update['epoch'] + 1}/{update['epochs']}  {scores}"
+        case "attempt":
+            return f"workers begin with epoch {update['epoch'] + 1}"
+        case "diverged":
+            where = f"epoch {update['epoch'] + 1}, step {update['step'] + 1}"
+            return f"diverged at {where}: loss {update['loss']}"
+        case _:
+            return str(update)
 
 
 class ConsoleDisplay:

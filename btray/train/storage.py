@@ -9,7 +9,7 @@ import pyarrow.fs
 
 from btray.config import Config, dump_config, parse_yaml, resolve_config
 from btray.core import files
-from btray.core.bundle import CARD, FOLDER
+from btray.core.layout import CARD, FOLDER
 from btray.errors import UserError
 
 CONFIG = "config.yaml"
@@ -44,6 +44,14 @@ class RunFolder:
             UserError: the name is in use, or the storage cannot be written.
 
         """
+        folder = cls.free(config)
+        settled = folder._settle(config)
+        folder.write(CONFIG, dump_config(settled).encode())
+        return folder, settled
+
+    @classmethod
+    def free(cls, config: Config) -> Self:
+        """Name the folder of a new run without touching it; raises UserError if it is in use."""
         name = config.run.name or _default_name(config)
         folder = cls.locate(files.join(files.absolute(config.run.storage), name))
         if folder._exists(CONFIG):
@@ -51,9 +59,7 @@ class RunFolder:
                 f"{folder.uri}: a run of this name is there already; choose another run.name, or "
                 f"continue it with `btray train --resume {folder.uri}`"
             )
-        settled = folder._settle(config)
-        folder.write(CONFIG, dump_config(settled).encode())
-        return folder, settled
+        return folder
 
     @classmethod
     def locate(cls, uri: str) -> Self:
@@ -67,7 +73,7 @@ class RunFolder:
         """Open an earlier run, wherever it is now, and read back its configuration.
 
         Raises:
-            UserError: there is no run.
+            UserError: there is no run, or it is finished.
 
         """
         folder = cls.locate(uri)
@@ -77,6 +83,8 @@ class RunFolder:
             raise UserError(
                 f"{uri}: no run to resume (no {CONFIG}); give the folder of a run"
             ) from None
+        if folder._exists(f"{FOLDER}/{CARD}"):
+            raise UserError(f"{uri}: this run is finished; its bundle is {uri}/{FOLDER}")
         config = resolve_config(parse_yaml(text, files.join(uri, CONFIG)))
         return folder, folder._settle(config)
 
@@ -108,10 +116,6 @@ class RunFolder:
             return files.read(files.join(self.uri, name))
         except FileNotFoundError:
             return b""
-
-    def finished(self) -> bool:
-        """Say whether the run has its bundle."""
-        return self._exists(f"{FOLDER}/{CARD}")
 
     def _exists(self, name: str) -> bool:
         return files.exists(files.join(self.uri, name))

@@ -18,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from btray import cluster
 from btray.config import Config
-from btray.core.bundle import CARD, WEIGHTS, Bundle
-from btray.core.bundle import FOLDER as BUNDLE
+from btray.core.bundle import Bundle
+from btray.core.layout import CARD, WEIGHTS
+from btray.core.layout import FOLDER as BUNDLE
 from btray.core.zoo import create_model
 from btray.data.dataset import Dataset
 from btray.data.decoding import decode_rows
@@ -71,8 +72,6 @@ def resume(uri: str, display: Display | None = None) -> Run:
 
     """
     folder, config = RunFolder.reopen(uri)
-    if folder.finished():
-        raise UserError(f"{uri}: this run is finished; its bundle is {uri}/{BUNDLE}")
     dataset = _checked(config)
     if dataset.manifest.content_hash.encode() != folder.read(DATA):
         raise UserError(

@@ -35,6 +35,12 @@ def test_an_unknown_command_is_a_mistake_of_usage():
     [
         (("predict", "a.png"), "btray: --bundle is missing"),
         (("predict", "--bundle", "b", "no:smile:[b].png"), "btray: no:smile:[b].png: no such file"),
+        (
+            ("train", "--bogus"),
+            "btray: No such option: --bogus; see `python -m btray train --help`",
+        ),
+        (("data", "import"), "btray: Missing argument 'SRC'; see"),
+        (("predict", "--format", "csv", "a"), "btray: Invalid value for '--format': 'csv' is not"),
         (("config", "show", "--set", "seeds=1"), "btray: configuration: unknown key seeds"),
     ],
 )
@@ -66,7 +72,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_a_bug_is_not_taken_for_a_users_mistake(monkeypatch):
-    def fail():
+    def fail(**options):
         raise ValueError("ours")
 
     monkeypatch.setattr(cli, "app", fail)
@@ -77,7 +83,9 @@ def test_a_bug_is_not_taken_for_a_users_mistake(monkeypatch):
 def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(cli, "app", lambda: sys.stdout.write("ü\n"))
-    cli.main()
+    monkeypatch.setattr(cli, "app", lambda **options: sys.stdout.write("ü\n") and None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
     terminal.flush()
     assert terminal.buffer.getvalue() == b"\\xfc\n"

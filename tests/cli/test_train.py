@@ -25,6 +25,10 @@ def test_train_prints_the_bundle_and_draws_the_curves(phantom, tmp_path):
     again = run("train", "--resume", storage / "a")
     assert isinstance(again.exception, UserError)
     assert "finished" in str(again.exception)
+    named = run("train", "--data", phantom, "--name", "a", *options)
+    assert "a run of this name is there already" in str(named.exception)
+    for early in (again, named):
+        assert "starting" not in early.stderr
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_the_metrics_say_of_what_they_are(evaluation, bundle, dataset):
     assert evaluation.metrics["model"] == {"name": "tiny", "version": bundle.version}
     assert evaluation.metrics["dataset"] == {
         "content_hash": dataset.manifest.content_hash,
+        "source": dataset.manifest.source,
         "same_as_trained_on": True,
     }
 

@@ -12,6 +12,7 @@ from btray.evaluate.evaluate import Evaluation
 from btray.evaluate.report import (
     MISTAKES,
     NOTICE,
+    _corner,
     decimal,
     draw_mistakes,
     most_confident_mistakes,
@@ -34,7 +35,7 @@ def evaluation_of(bundle, dataset, split="test", right=False, same=True):
         **evaluate_probabilities(labels, probabilities, names),
         "roc": roc_points(labels, probabilities, names),
         "split": split,
-        "dataset": {"content_hash": "0", "same_as_trained_on": same},
+        "dataset": {"content_hash": "0", "source": "phantom", "same_as_trained_on": same},
         "model": {"name": bundle.card.name, "version": bundle.version},
     }
     return Evaluation(split, names, rows["sha256"], labels, logits, probabilities, metrics)
@@ -202,3 +203,15 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(evaluation, bundle, d
 def test_the_report_is_the_same_twice(evaluation, bundle, dataset, written, tmp_path):
     for name in write_report(evaluation, bundle, dataset, tmp_path):
         assert (tmp_path / name).read_bytes() == (written[0] / name).read_bytes()
+
+
+def test_the_roc_corner_shows_every_curve():
+    def curve(*points):
+        false, true = zip(*points, strict=True)
+        return {"false_positive_rate": list(false), "true_positive_rate": list(true)}
+
+    good = curve((0, 0), (0, 0.97), (1, 1))
+    poor = curve((0, 0), (0.3, 0.8), (1, 1))
+    assert _corner([good]) == 0.1
+    assert _corner([good, poor]) == pytest.approx(0.6)
+    assert _corner([curve((0, 0), (1, 1))]) == 1.0

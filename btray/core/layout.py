@@ -1,0 +1,8 @@
+"""Names of a bundle's files: for those who need not load what is in them."""
+
+from typing import Final
+
+CARD: Final = "bundle.json"
+WEIGHTS: Final = "model.safetensors"
+FOLDER: Final = "bundle"
+"""Name of a bundle's folder inside its run."""
