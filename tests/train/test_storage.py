@@ -62,7 +62,8 @@ def test_unwritable_storage(tmp_path):
 
 def test_a_run_is_finished_when_its_bundle_is_there(config):
     folder, _ = RunFolder.create(config)
-    assert not folder.finished()
+    assert RunFolder.reopen(folder.uri)[0] == folder
     (folder.local / "bundle").mkdir()
     (folder.local / "bundle" / "bundle.json").write_text("{}")
-    assert folder.finished()
+    with pytest.raises(UserError, match="this run is finished"):
+        RunFolder.reopen(folder.uri)
