@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from btray.cli import import_options as options
 from btray.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -55,28 +56,68 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of class folders, or of Training/Testing or train/validation/test.",
+            help="Folder, bucket (s3://…), archive, or table of images (CSV, Parquet).",
             metavar="SRC",
         ),
     ],
     destination: Destination,
+    format_: options.Format = "auto",
+    classes: options.Classes = None,
+    labels: options.Labels = None,
+    pseudonym_key_file: options.KeyFile = None,
+    modality: options.Modality = "mr",
+    axis: options.Axis = "axial",
+    slices: options.Slices = None,
+    every: options.Every = 1,
     validation: Validation = 0.15,
     test: Test = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.", min=0)] = 0,
+    exclude: options.Exclude = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when a file cannot be used.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Import folders of images as one data set: checked, de-duplicated, split by group."""
+    """Import images as one data set: checked, de-duplicated, split by patient or group."""
     from btray.data.importer import ImportOptions
-    from btray.data.sources.imagefolder import ImageFolder
+    from btray.data.sources.detect import SourceOptions, open_source
 
-    options = ImportOptions(
-        validation=validation, test=test, seed=seed, strict=strict, overwrite=overwrite
+    class_names = options.class_names(classes)
+    reading = SourceOptions.model_validate(
+        {
+            "format": format_,
+            "class_names": class_names,
+            "labels": labels,
+            "pseudonym_key_file": pseudonym_key_file,
+            "modality": modality,
+            "axis": axis,
+            "slices": slices,
+            "every": every,
+        }
     )
-    folder = ImageFolder(str(Path(source).expanduser().absolute()))
-    _run(folder, destination, options)
+    importing = ImportOptions(
+        validation=validation,
+        test=test,
+        seed=seed,
+        class_names=class_names,
+        strict=strict,
+        overwrite=overwrite,
+        exclude_from_train_what_is_in_test=exclude,
+    )
+    with open_source(source, reading) as opened:
+        _run(opened, destination, importing)
+
+
+@app.command()
+def download(
+    source: Annotated[str, typer.Argument(help="kaggle:owner/dataset", metavar="SRC")],
+    destination: Annotated[str, typer.Argument(help="Folder to make.", metavar="DST")],
+) -> None:
+    """Download a public data set, to import it then."""
+    from btray.data.sources.kaggle import download as download_
+
+    folder = download_(source, destination)
+    typer.echo(f"{folder}: downloaded; now `btray data import {folder} DATASET`")
 
 
 @app.command()
@@ -92,8 +133,8 @@ def phantom(
     from btray.data.importer import ImportOptions
     from btray.data.sources.phantom_source import PhantomSource
 
-    options = ImportOptions(validation=validation, test=test, seed=seed, overwrite=overwrite)
-    _run(PhantomSource(images, seed), destination, options)
+    importing = ImportOptions(validation=validation, test=test, seed=seed, overwrite=overwrite)
+    _run(PhantomSource(images, seed), destination, importing)
 
 
 @app.command()
@@ -134,13 +175,15 @@ def info(
     console.print(f"content hash: {opened.manifest.content_hash}")
 
 
-def _run(source: "Source", destination: str, options: "ImportOptions") -> None:
+def _run(source: "Source", destination: str, importing: "ImportOptions") -> None:
     from btray.data.dataset import Dataset
     from btray.data.importer import run_import
 
     with _progress() as report:
-        result = run_import(source, destination, options, report)
+        result = run_import(source, destination, importing, report)
     console = Console(soft_wrap=True, highlight=False)
+    for note in result.notes:
+        console.print(escape(note))
     if result.unchanged:
         console.print(f"{escape(destination)}: already imported, nothing to do")
         return

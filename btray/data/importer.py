@@ -48,6 +48,9 @@ class ImportOptions(Section):
     """Refuse the whole import when a file cannot be used, rather than leave it out."""
     overwrite: bool = False
     """Replace another data set at the destination."""
+    exclude_from_train_what_is_in_test: bool = False
+    """Leave out of one official split the slices of patients who stand in another, test before
+    validation before train, rather than refuse them."""
 
     @property
     def fractions(self) -> dict[str, float]:
@@ -63,6 +66,8 @@ class ImportResult:
     manifest: Manifest
     unchanged: bool
     """True when this very data set was there already and nothing was done."""
+    notes: tuple[str, ...] = ()
+    """What the source tells the person, a line each."""
 
 
 def import_dataset(
@@ -103,7 +108,7 @@ def run_import(
     unchanged = _already_there(place, source_hash, options)
     if unchanged is not None:
         _refuse_strictly(options, source, unchanged.quarantined, None)
-        return ImportResult(unchanged, unchanged=True)
+        return ImportResult(unchanged, unchanged=True, notes=listing.notes)
     _refuse_strictly(options, source, len(listing.rejected), next(iter(listing.rejected), None))
     with staged(place) as staging:
         rejected = list(listing.rejected)
@@ -114,7 +119,7 @@ def run_import(
         _refuse_strictly(options, source, len(rejected), next(iter(rejected), None))
         with _spooled(spool) as rows:
             manifest = _write(staging, rows, rejected, source, source_hash, options, report)
-    return ImportResult(manifest, unchanged=False)
+    return ImportResult(manifest, unchanged=False, notes=listing.notes)
 
 
 def _write(
@@ -131,6 +136,8 @@ def _write(
         raise UserError(f"{source.place}: no usable image{first}")
     report("group", 0, rows.num_rows)
     columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "image"}
+    if not options.exclude_from_train_what_is_in_test:
+        _refuse_torn_patients(source, columns["patient_id"], columns["split"])
     found = _group(columns)
     splits = assign_splits(
         columns["label"], found.group_id, columns["split"], options.fractions, options.seed
@@ -144,6 +151,24 @@ def _write(
     staging.write_quarantine(rejected)
     staging.write_manifest(manifest)
     return manifest
+
+
+def _refuse_torn_patients(
+    source: Source, patients: Sequence[str | None], official: Sequence[str | None]
+) -> None:
+    """Raise UserError when a patient stands in two of the splits the source itself makes."""
+    places: dict[str, set[str]] = {}
+    for patient, split in zip(patients, official, strict=True):
+        if patient is not None and split is not None:
+            places.setdefault(patient, set()).add(split)
+    torn = Counter(" and ".join(sorted(splits)) for splits in places.values() if len(splits) > 1)
+    if torn:
+        counts = ", ".join(f"{count:,} in {splits}" for splits, count in sorted(torn.items()))
+        noun = "patient stands" if torn.total() == 1 else "patients stand"
+        raise UserError(
+            f"{source.place}: {torn.total():,} {noun} in more than one official split ({counts}); "
+            "mend the splits, or give --exclude-from-train-what-is-in-test"
+        )
 
 
 def _group(columns: dict[str, list[Any]]) -> Duplicates:

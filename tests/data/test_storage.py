@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from btray.data.dataset import SCHEMA, Dataset, Manifest, SplitRecord
+from btray.data.dataset import SCHEMA, SCHEMA_VERSION, Dataset, Manifest, SplitRecord
 from btray.data.importer import ImportOptions, run_import
 from btray.data.sources.base import Rejected
 from btray.data.sources.imagefolder import ImageFolder
@@ -21,7 +21,7 @@ ROWS = pa.Table.from_pylist(
     schema=SCHEMA,
 )
 MANIFEST = Manifest(
-    schema_version=1,
+    schema_version=SCHEMA_VERSION,
     btray_version="0",
     class_names=("glioma",),
     rows=1000,
