@@ -1,18 +1,16 @@
 """Options of `btray data import` that say what the source is and how it is read."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from btray.core.labels import CLASS_NAMES
 from btray.errors import UserError
 
-_Formats = StrEnum("_Formats", ["auto", "imagefolder", "figshare", "dicom", "nifti", "manifest"])
-_Modalities = StrEnum("_Modalities", ["mr", "any"])
-_Axes = StrEnum("_Axes", ["axial", "coronal", "sagittal"])
-
-Format = Annotated[_Formats, typer.Option("--format", help="Kind of source.")]
+Format = Annotated[
+    Literal["auto", "imagefolder", "figshare", "dicom", "nifti", "manifest"],
+    typer.Option("--format", help="Kind of source."),
+]
 Classes = Annotated[
     str | None,
     typer.Option(help=f"Your own classes, a,b,c; else {','.join(CLASS_NAMES)}."),
@@ -31,8 +29,13 @@ KeyFile = Annotated[
         "that is thrown away."
     ),
 ]
-Modality = Annotated[_Modalities, typer.Option(help="DICOM slices to take: MR alone, or all.")]
-Axis = Annotated[_Axes, typer.Option(help="Plane of the slices of NIfTI volumes.")]
+Modality = Annotated[
+    Literal["mr", "any"], typer.Option(help="DICOM slices to take: MR alone, or all.")
+]
+Axis = Annotated[
+    Literal["axial", "coronal", "sagittal"],
+    typer.Option(help="Plane of the slices of NIfTI volumes."),
+]
 Slices = Annotated[
     str | None,
     typer.Option(

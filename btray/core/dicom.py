@@ -29,6 +29,8 @@ OLDEST: Final = 90
 _MAX_FRAMES_PIXELS: Final = 20 * MAX_PIXELS
 _GAUSS_ABOVE: Final = 20.0
 """No scanner has so many tesla: the field is in gauss."""
+_GREYS: Final = ("MONOCHROME1", "MONOCHROME2")
+_PALETTE: Final = "PALETTE COLOR"
 _COLOURS: Final = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 _NO_SLICES: Final = ("RT ", "Segmentation", "Parametric Map", "Raw Data", "Surface")
@@ -144,7 +146,7 @@ def read_frames(data: bytes) -> list[NDArray[np.uint8]]:
     """
     with _reading():
         dataset = _parse(data)
-        _check_size(dataset)
+        _check_image(dataset)
         return [_grey(dataset, index, pixels) for index, pixels in enumerate(_decoded(dataset))]
 
 
@@ -205,7 +207,9 @@ def _frame_count(dataset: "Dataset") -> int:
     return max(1, int(dataset.get("NumberOfFrames") or 1))
 
 
-def _check_size(dataset: "Dataset") -> None:
+def _check_image(dataset: "Dataset") -> None:
+    if _text(dataset, "PhotometricInterpretation") not in (*_GREYS, *_COLOURS, _PALETTE):
+        raise ImageError("unknown_colour", "neither grey nor colour of a known kind")
     pixels = int(dataset.Rows) * int(dataset.Columns)
     if pixels > MAX_PIXELS:
         raise ImageError("too_large", f"{pixels:,} pixels, more than the limit of {MAX_PIXELS:,}")
@@ -243,15 +247,15 @@ def _check_frames(promised: int, found: int, how: str) -> None:
 
 def _grey(dataset: "Dataset", index: int, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     interpretation = _text(dataset, "PhotometricInterpretation")
-    if interpretation == "PALETTE COLOR":
+    if interpretation == _PALETTE:
         from pydicom.pixels import apply_color_lut
 
         colours = apply_color_lut(pixels, dataset)[..., :3]
         return _luma(colours, int(np.iinfo(colours.dtype).max))
-    if interpretation in _COLOURS and pixels.ndim == 3:
+    if interpretation in _COLOURS:
         return _luma(pixels, 2 ** int(dataset.BitsStored) - 1)
-    if interpretation not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim != 2:
-        raise ImageError("unknown_colour", "neither grey nor colour of a known kind")
+    if pixels.ndim != 2:
+        raise ImageError("unknown_colour", "grey by its header, with several values a pixel")
     shown = _windowed(dataset, index, _rescaled(dataset, index, pixels))
     return 255 - shown if interpretation == "MONOCHROME1" else shown
 
@@ -354,7 +358,8 @@ def _vendor(dataset: "Dataset") -> str | None:
     name = _text(dataset, "Manufacturer")
     if name is None:
         return None
-    known = (v for word, v in _VENDORS.items() if re.search(rf"\b{word}\b", name.lower()))
+    words = f" {' '.join(re.findall('[a-z]+', name.lower()))} "
+    known = (vendor for word, vendor in _VENDORS.items() if f" {word} " in words)
     return next(known, "other")
 
 

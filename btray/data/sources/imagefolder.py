@@ -50,10 +50,14 @@ class ImageFolder:
         """
         walked = Tree(self.root).walk()
         _check_layout(self.root, walked, self.class_names)
-        items, rejected = [], list(walked.rejected)
+        items: list[Item] = []
+        rejected = list(walked.rejected)
         for file in walked.files:
             found = self._take(file)
-            (items if isinstance(found, Item) else rejected).append(found)  # type: ignore[attr-defined]
+            if isinstance(found, Item):
+                items.append(found)
+            else:
+                rejected.append(found)
         return _checked(self.root, items, rejected)
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:

@@ -108,10 +108,14 @@ class NiftiTree:
         """
         labels = read_labels(self.labels, self.class_names, keys=("path",))
         walked = Tree(self.root).walk()
-        items, rejected = [], list(walked.rejected)
+        items: list[Item] = []
+        rejected = list(walked.rejected)
         for name in (file.name for file in walked.files):
             found = self._take(name, labels)
-            (items if isinstance(found, Item) else rejected).append(found)  # type: ignore[attr-defined]
+            if isinstance(found, Item):
+                items.append(found)
+            else:
+                rejected.append(found)
         return checked_listing(self.root, items, rejected, labels.notes(), suffix="#")
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
