@@ -16,6 +16,10 @@ from btray.core.images import ImageError
 RAMP = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
 
 
+# The tests write what DICOM forbids.
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
+
+
 @pytest.fixture
 def unchecked():
     """Let pydicom write values that DICOM forbids."""
@@ -225,6 +229,7 @@ def test_values_of_a_file_are_not_in_messages_and_logs(make_dicom, caplog, unche
     data = make_dicom(RAMP, Modality=name, PatientAge=name, PatientBirthDate=name)
     caplog.clear()
     with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         with caplog.at_level(logging.DEBUG), pytest.raises(ImageError) as caught:
             read_header(data)
         header = read_header(data, any_modality=True)

@@ -229,3 +229,89 @@ def test_control_c_leaves_nothing(tmp_path):
     process.wait(timeout=20)
     process.stdout.close()
     assert names(tmp_path) == []
+
+
+IMPORT = """
+import sys
+from dataclasses import asdict
+import pyarrow as pa
+from btray.data.importer import ImportOptions, run_import
+from btray.data.reading import read_items
+from btray.data.sources.imagefolder import ImageFolder
+from btray.errors import UserError
+
+def reader(source, items):
+    print("reading", flush=True)
+    sys.stdin.readline()
+    yield from read_items(pa.Table.from_pylist([asdict(item) for item in items]), source)
+
+options = ImportOptions(seed=int(sys.argv[3]), overwrite=len(sys.argv) > 4)
+try:
+    run_import(ImageFolder(sys.argv[1]), sys.argv[2], options, reader=reader)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def importing(*arguments):
+    """An import in a process of its own, which waits for a line before it reads."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORT, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "reading\n"
+    return process
+
+
+def outcome(process):
+    printed, _ = process.communicate("go\n", timeout=120)
+    return process.returncode, printed
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_of_two_imports_at_once_the_second_gives_way(make_folder, tmp_path, before):
+    root, target = make_folder(6), tmp_path / "dataset"
+    overwrite = ("overwrite",) if before else ()
+    if before:
+        write(target)
+    first, second = (importing(root, target, seed, *overwrite) for seed in (1, 2))
+    assert outcome(first) == (0, "")
+    code, printed = outcome(second)
+    assert code == 2
+    assert printed.count("\n") == 1
+    assert "another import to the same place ended meanwhile" in printed
+    assert names(tmp_path) == ["dataset", "images"]
+    opened = Dataset.open(str(target))
+    assert opened.manifest.split.seed == 1
+    assert opened.table(["source"]).num_rows == 24
+
+
+def test_two_imports_that_end_together_leave_one_whole_data_set(make_folder, tmp_path):
+    root, target = make_folder(6), tmp_path / "dataset"
+    both = [importing(root, target, seed) for seed in (1, 2)]
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    codes = sorted(process.wait(timeout=120) for process in both)
+    for process in both:
+        process.stdin.close()
+        process.stdout.close()
+    assert codes == [0, 2]
+    assert names(tmp_path) == ["dataset", "images"]
+    assert Dataset.open(str(target)).table(["source"]).num_rows == 24
+
+
+def test_two_imports_to_one_place_in_a_bucket_do_not_mix(bucket):
+    place = Destination.parse(bucket("three/dataset"))
+    with staged(place) as first:
+        first.write_rows(ROWS)
+        first.write_quarantine([])
+        with pytest.raises(UserError, match="another import writes there"), staged(place) as second:
+            second.write_rows(ROWS.slice(0, 500))
+            first.write_rows(ROWS)
+            second.write_manifest(MANIFEST)
+        first.write_manifest(MANIFEST)
+    assert Dataset.open(bucket("three/dataset")).table(["source"]).num_rows == 1000

@@ -20,7 +20,7 @@ from btray.core.pseudonyms import Pseudonyms
 from btray.data.sources.base import Item, Listing, Record, Rejected, checked_listing
 from btray.data.sources.imagefolder import folder_labels
 from btray.data.sources.labels import Known, Labels, read_labels
-from btray.data.sources.tree import File, Tree
+from btray.data.sources.tree import File, Tree, shown
 
 _MAGIC_BYTES: Final = 132
 _NAME_DIGITS: Final = 16
@@ -48,7 +48,7 @@ class DicomTree:
     @property
     def place(self) -> str:
         """The folder."""
-        return self.root
+        return shown(self.root)
 
     def listing(self) -> Listing:
         """Read all headers; a file that is no usable slice, or has no label, is refused.
@@ -71,7 +71,7 @@ class DicomTree:
             except ImageError as error:
                 called = f"sha256:{seen.content}" if seen.content else f"file-{number:06d}"
                 rejected.append(Rejected(called, error.code, str(error)))
-        return checked_listing(self.root, items, rejected, _notes(labels, rejected))
+        return checked_listing(self.place, items, rejected, _notes(labels, rejected))
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash paths, labels, contents and who belongs together; the key has no part in it."""

@@ -48,7 +48,7 @@ class Figshare:
     @property
     def place(self) -> str:
         """The folder."""
-        return self.root
+        return shown(self.root)
 
     def listing(self) -> Listing:
         """List the `.mat` files and give each its fold, if `cvind.mat` is there.
@@ -69,7 +69,7 @@ class Figshare:
                 items.append(Item(name, number=number, fold=self._fold(folds, number)))
             elif path.name != FOLDS:
                 rejected.append(Rejected(name, "not_figshare", "not named like 17.mat"))
-        return checked_listing(self.root, items, rejected)
+        return checked_listing(self.place, items, rejected)
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash the names, the folds and every file's bytes; the key has no part in it."""
@@ -119,7 +119,7 @@ class Figshare:
         if not found:
             return None
         if len(found) > 1:
-            raise UserError(f"{shown(self.root)}: {FOLDS} is there {len(found)} times; keep one")
+            raise UserError(f"{self.place}: {FOLDS} is there {len(found)} times; keep one")
         place = shown(files.join(self.root, found[0]))
         try:
             return read_folds(Tree(self.root).read(found[0]))
@@ -131,7 +131,7 @@ class Figshare:
             return None
         if not 1 <= number <= len(folds):
             raise UserError(
-                f"{shown(self.root)}: {FOLDS} has the folds of {len(folds)} files, "
+                f"{self.place}: {FOLDS} has the folds of {len(folds)} files, "
                 f"and there is {number}.mat"
             )
         return int(folds[number - 1]) - 1

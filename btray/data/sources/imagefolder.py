@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from btray.core import files
 from btray.core.images import SUFFIXES
 from btray.core.labels import CLASS_NAMES, canonical_label
 from btray.data.sources.base import Item, Listing, Record, Rejected
-from btray.data.sources.tree import File, Tree, Walked, printable
+from btray.data.sources.tree import File, Tree, Walked, printable, shown
 from btray.errors import UserError
 
 SPLIT_FOLDERS: Final = {
@@ -38,7 +37,7 @@ class ImageFolder:
     @property
     def place(self) -> str:
         """The folder."""
-        return self.root
+        return shown(self.root)
 
     def listing(self) -> Listing:
         """Walk the folders; hidden files and folders and `__MACOSX` are left out.
@@ -49,7 +48,7 @@ class ImageFolder:
 
         """
         walked = Tree(self.root).walk()
-        _check_layout(self.root, walked, self.class_names)
+        _check_layout(self.place, walked, self.class_names)
         items: list[Item] = []
         rejected = list(walked.rejected)
         for file in walked.files:
@@ -58,7 +57,7 @@ class ImageFolder:
                 items.append(found)
             else:
                 rejected.append(found)
-        return _checked(self.root, items, rejected)
+        return _checked(self.place, items, rejected)
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash the sorted names and the SHA-256 of every file's bytes, in threads."""
@@ -102,7 +101,7 @@ def _check_layout(root: str, walked: Walked, class_names: tuple[str, ...]) -> No
             for name in walked.folders
             if name.startswith(f"{split}/") and name.count("/") == 1
         ]
-        folder = files.join(root, split)
+        folder = f"{root}/{split}"
         if _check_folders(folder, inner, class_names):
             raise UserError(f"{folder}: split folders inside a split folder; use one level")
 

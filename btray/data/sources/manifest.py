@@ -49,7 +49,7 @@ class ManifestTable:
     @property
     def place(self) -> str:
         """The table."""
-        return self.root
+        return shown(self.root)
 
     def listing(self) -> Listing:
         """Read the table; whether its images are there is found out when they are read.

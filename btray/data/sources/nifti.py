@@ -17,7 +17,7 @@ from btray.core.labels import CLASS_NAMES
 from btray.core.pseudonyms import Pseudonyms
 from btray.data.sources.base import Item, Listing, Record, Rejected, checked_listing
 from btray.data.sources.labels import Labels, read_labels
-from btray.data.sources.tree import Tree
+from btray.data.sources.tree import Tree, shown
 from btray.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class NiftiTree:
     @property
     def place(self) -> str:
         """The folder."""
-        return self.root
+        return shown(self.root)
 
     def listing(self) -> Listing:
         """List the volumes that have a label; their slices are counted by their headers.
@@ -116,7 +116,7 @@ class NiftiTree:
                 items.append(found)
             else:
                 rejected.append(found)
-        return checked_listing(self.root, items, rejected, labels.notes(), suffix="#")
+        return checked_listing(self.place, items, rejected, labels.notes(), suffix="#")
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash names, labels, contents, patients and the settings; the key has no part in it."""
@@ -179,16 +179,12 @@ class NiftiTree:
 
     def _count(self, name: str) -> int:
         """Return how many slices a volume will yield; 1 when its header cannot tell."""
-        import nibabel
-
         try:
-            head = _unpacked(Tree(self.root).head(name, 4 * _HEADER_BYTES), _HEADER_BYTES)
-            header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
-            turned = nibabel.io_orientation(header.get_best_affine())[:, 0].tolist()
-            across = header.get_data_shape()[turned.index(_NORMALS[self.axis])]
-            return max(1, len(self.slices.numbers(across)))
-        except (OSError, ValueError, LookupError, nibabel.spatialimages.HeaderDataError):
+            head = Tree(self.root).head(name, 4 * _HEADER_BYTES)
+            across = _shape(_unpacked(head, _HEADER_BYTES))[_NORMALS[self.axis]]
+        except (OSError, ImageError):
             return 1  # the reader meets it again and puts it into quarantine
+        return max(1, len(self.slices.numbers(across)))
 
 
 def read_volume(data: bytes) -> tuple[NDArray[np.floating[Any]], tuple[float, ...]]:
@@ -216,6 +212,18 @@ def read_volume(data: bytes) -> tuple[NDArray[np.floating[Any]], tuple[float, ..
         raise ImageError("not_finite", "intensities that are not finite numbers")
     sides = tuple(float(side) for side in canonical.header.get_zooms()[:3])
     return volume.reshape(volume.shape[:3]), sides
+
+
+def _shape(head: bytes) -> tuple[int, ...]:
+    """Return the voxels along right, anterior and superior, of a header alone."""
+    import nibabel
+
+    try:
+        header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
+        turned = nibabel.io_orientation(header.get_best_affine())[:, 0].tolist()
+        return tuple(header.get_data_shape()[turned.index(axis)] for axis in range(3))
+    except Exception as error:  # noqa: BLE001 - nibabel raises many types on bad bytes
+        raise ImageError("unreadable", f"damaged, or not NIfTI: {_line(error)}") from None
 
 
 def _check_header(header: "nibabel.Nifti1Header") -> None:

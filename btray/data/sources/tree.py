@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, TypeVar
+from urllib.parse import unquote
 
 import pyarrow.fs
 
@@ -22,6 +23,7 @@ from btray.errors import UserError
 
 _PAUSES: Final = (0.5, 2.0, 5.0)
 """Seconds between the tries to reach a bucket; afterwards the import ends."""
+_BUCKETS: Final = ("s3", "gs", "gcs")
 _THREADS: Final = 8
 
 Result = TypeVar("Result")
@@ -77,48 +79,75 @@ class Tree:
         Raises:
             OSError: it cannot be read.
             ImageError: it has more than MAX_BYTES.
-            UserError: the bucket cannot be reached, or may not be read.
+            UserError: the bucket cannot be reached, may not be read, or is gone.
 
         """
-        return fetch(files.join(self.root, name), self.root)
+        return self._use(name, _read_bounded)
 
     def head(self, name: str, size: int) -> bytes:
         """Return the first bytes of a file; raises as `read`."""
-        return _with_stream(
-            files.join(self.root, name), self.root, lambda stream: bytes(stream.read(size))
-        )
+        return self._use(name, lambda stream: bytes(stream.read(size)))
 
     def hash(self, name: str) -> str:
-        """Return the SHA-256 of a file's bytes, or why it cannot be read."""
-        return content_hash(files.join(self.root, name), self.root)
+        """Return the SHA-256 of a file's bytes, or why it cannot be read; UserError as `read`."""
+        try:
+            return self._use(name, _digest)
+        except OSError as error:
+            # The reader meets it again and puts it into quarantine.
+            return f"unreadable {error.errno}"
 
     def hashes(self, names: Iterable[str]) -> Iterator[str]:
         """Yield `hash` of many files, in threads."""
         with ThreadPoolExecutor(_THREADS) as pool:
             yield from pool.map(self.hash, names)
 
+    def _use(self, name: str, use: Callable[[IO[bytes]], Result]) -> Result:
+        """Open a file or object and use it; what a bucket fails at is tried again."""
+        if self.local:
+            with Path(self.root, name).open("rb") as stream:
+                return use(stream)
+        filesystem, base = _resolved(self.root)
+        called = f"{shown(self.root)}/{name}"
 
-def fetch(uri: str, root: str | None = None) -> bytes:
-    """Return the bytes of a file or object; raises as `Tree.read`.
+        def attempt() -> Result:
+            with filesystem.open_input_file(f"{base}/{name}") as stream:
+                return use(stream)
 
-    `root`, by default the bucket, is what is gone when it is missing too: then it is not
-    one object that is missing.
+        try:
+            return _patiently(called, attempt)
+        except FileNotFoundError:
+            kind = _patiently(called, lambda: filesystem.get_file_info(base).type)
+            if kind == pyarrow.fs.FileType.NotFound:
+                raise UserError(
+                    f"{shown(self.root)}: not there any more; nothing was imported"
+                ) from None
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+
+
+def locate(uri: str) -> tuple[Tree, str]:
+    """Return the tree a path or URI is in, and its name there: of an object, its bucket.
+
+    A whole bucket shares one tree, and so one pool of connections.
     """
-    return _with_stream(uri, root, _read_bounded)
+    scheme, mark, rest = uri.partition("://")
+    place, question, query = rest.partition("?")
+    if scheme in _BUCKETS and mark:
+        bucket, _, inside = place.partition("/")
+        return Tree(f"{scheme}://{bucket}{question}{query}"), unquote(inside)
+    root, name = files.split(unquote(place) if scheme == "file" and mark else uri)
+    return Tree(root), name
 
 
-def content_hash(uri: str, root: str | None = None) -> str:
-    """Return the SHA-256 of a file's bytes, or why it cannot be read.
+def fetch(uri: str) -> bytes:
+    """Return the bytes of a file or object; raises as `Tree.read`."""
+    tree, name = locate(uri)
+    return tree.read(name)
 
-    Raises:
-        UserError: the bucket cannot be reached, or may not be read.
 
-    """
-    try:
-        return _with_stream(uri, root, _digest)
-    except OSError as error:
-        # The reader meets it again and puts it into quarantine.
-        return f"unreadable {error.errno}"
+def content_hash(uri: str) -> str:
+    """Return the SHA-256 of a file's bytes, or why it cannot be read; see `Tree.hash`."""
+    tree, name = locate(uri)
+    return tree.hash(name)
 
 
 def printable(name: str) -> str:
@@ -139,27 +168,7 @@ def _digest(stream: IO[bytes]) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _with_stream(uri: str, root: str | None, use: Callable[[IO[bytes]], Result]) -> Result:
-    """Open a file or object and use it; what a bucket fails at is tried again."""
-    if "://" not in uri or uri.startswith("file://"):
-        with Path(files.resolve(uri)[1]).open("rb") as stream:
-            return use(stream)
-    filesystem, path = _resolved(uri)
-
-    def attempt() -> Result:
-        with filesystem.open_input_file(path) as stream:
-            return use(stream)
-
-    try:
-        return _patiently(uri, attempt)
-    except FileNotFoundError:
-        whole = root or re.sub(r"^(\w+://[^/?]*)[^?]*", r"\1", uri)
-        if not _patiently(uri, lambda: _is_there(whole)):
-            raise UserError(f"{shown(whole)}: not there any more; nothing was imported") from None
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
-
-
-def _patiently(uri: str, attempt: Callable[[], Result]) -> Result:
+def _patiently(called: str, attempt: Callable[[], Result]) -> Result:
     """Try several times, waiting longer each time; a missing object is not tried again.
 
     Raises:
@@ -175,37 +184,21 @@ def _patiently(uri: str, attempt: Callable[[], Result]) -> Result:
         except OSError as error:
             if isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error):
                 raise UserError(
-                    f"{shown(uri)}: no permission to read it; check the credentials and the rights "
+                    f"{called}: no permission to read it; check the credentials and the rights "
                     "they have on the bucket"
                 ) from None
             if pause is None:
                 raise UserError(
-                    f"{shown(uri)}: cannot be read after {len(_PAUSES) + 1} tries: "
+                    f"{called}: cannot be read after {len(_PAUSES) + 1} tries: "
                     f"{files.reason(error)}; run the import again when the bucket answers"
                 ) from None
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
-def _is_there(root: str) -> bool:
-    filesystem, path = _resolved(root)
-    return bool(filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound)
-
-
 @lru_cache(maxsize=1024)
-def _file_system(base: str) -> pyarrow.fs.FileSystem:
-    return files.resolve(base)[0]
-
-
-def _resolved(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Resolve a URI; one file system, and so one pool of connections, serves a whole bucket."""
-    scheme, _, rest = uri.partition("://")
-    if scheme not in ("s3", "gs", "gcs"):
-        return files.resolve(uri)
-    place, mark, query = rest.partition("?")
-    host, _, inside = place.partition("/")
-    filesystem = _file_system(f"{scheme}://{host}{mark}{query}")
-    return filesystem, f"{host.rpartition('@')[2]}/{inside}".rstrip("/")
+def _resolved(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    return files.resolve(root)
 
 
 def shown(uri: str) -> str:
@@ -323,14 +316,14 @@ def _is_visible(name: str) -> bool:
 
 def _walk_bucket(root: str) -> Walked:
     filesystem, base = _resolved(root)
-    kind = _patiently(root, lambda: filesystem.get_file_info(base).type)
+    kind = _patiently(shown(root), lambda: filesystem.get_file_info(base).type)
     if kind == pyarrow.fs.FileType.NotFound:
         raise UserError(f"{shown(root)}: no such folder; give the folder with the images")
     if kind != pyarrow.fs.FileType.Directory:
         raise UserError(f"{shown(root)}: not a folder; give the folder with the images")
     selector = pyarrow.fs.FileSelector(base, recursive=True)
     folders, found = [], []
-    for entry in _patiently(root, lambda: filesystem.get_file_info(selector)):
+    for entry in _patiently(shown(root), lambda: filesystem.get_file_info(selector)):
         name = entry.path[len(base) :].lstrip("/")
         if not all(_is_visible(part) for part in PurePosixPath(name).parts):
             continue
