@@ -127,7 +127,9 @@ class Staging:
                 writer.write_table(rows.slice(start, per_part), row_group_size=ROW_GROUP)
 
     def write_quarantine(self, rejected: Sequence[Rejected]) -> None:
-        """Write the list of files that are not in the data set."""
+        """Write the list of files that are not in the data set; raises as `write_manifest`."""
+        if self.in_place:
+            self._check_alone()
         lines = [json.dumps(vars(entry), ensure_ascii=False) + "\n" for entry in rejected]
         self._write(QUARANTINE, "".join(lines))
 

@@ -306,12 +306,16 @@ def test_two_imports_that_end_together_leave_one_whole_data_set(make_folder, tmp
 
 def test_two_imports_to_one_place_in_a_bucket_do_not_mix(bucket):
     place = Destination.parse(bucket("three/dataset"))
-    with staged(place) as first:
-        first.write_rows(ROWS)
-        first.write_quarantine([])
-        with pytest.raises(UserError, match="another import writes there"), staged(place) as second:
-            second.write_rows(ROWS.slice(0, 500))
-            first.write_rows(ROWS)
-            second.write_manifest(MANIFEST)
-        first.write_manifest(MANIFEST)
+
+    def overtaken(second):
+        with staged(place) as first:
+            first.write_rows(ROWS.slice(0, 500))
+            second.write_rows(ROWS)
+            first.write_quarantine([])
+
+    with staged(place) as second:
+        with pytest.raises(UserError, match="another import writes there at the same time"):
+            overtaken(second)
+        second.write_quarantine([])
+        second.write_manifest(MANIFEST)
     assert Dataset.open(bucket("three/dataset")).table(["source"]).num_rows == 1000
