@@ -55,12 +55,12 @@ def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
 
 @contextmanager
 def _without_ray_error() -> Iterator[None]:
-    """Raise a worker's UserError as it was there: Ray's own text is its traceback."""
+    """Raise a worker's UserError as it was there, without Ray's traceback and advice."""
     try:
         yield
     except UserError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        raise UserError(str(cause)) from None
+        raise UserError(str(cause).partition("\n")[0]) from None
 
 
 def read_items(table: pa.Table, source: Source) -> Iterator[pa.Table]:
