@@ -171,3 +171,8 @@ def test_messages_name_the_archive_and_not_its_folder(tmp_path, load, scratch):
     path = make_zip(tmp_path / "a.zip", [("metastasis/a.png", b"x"), ("glioma/a.png", b"x")])
     with pytest.raises(UserError, match=rf"^{path}: folders of no known class: metastasis"):
         load(path)
+
+
+def test_a_file_where_a_folder_must_be(tmp_path, scratch):
+    path = make_zip(tmp_path / "a.zip", [("a", b"1"), ("a/b", b"2")])
+    refused(path, "cannot be unpacked: .*; TMPDIR names the folder")

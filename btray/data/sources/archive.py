@@ -70,13 +70,14 @@ def unpacked(uri: str, class_names: tuple[str, ...] = CLASS_NAMES) -> Iterator[s
         folder = Path(temporary, "unpacked")
         try:
             _unpack_all(uri, folder, Path(temporary, "archive"))
+        except OSError as error:
+            raise UserError(
+                f"{uri}: cannot be unpacked: {error.strerror}; TMPDIR names the folder to use"
+            ) from None
+        try:
             yield str(_entered(folder, class_names))
         except UserError as error:
             raise UserError(str(error).replace(str(folder), uri)) from None
-        except OSError as error:
-            if str(folder) not in str(error.filename):
-                raise
-            raise UserError(f"{uri}: cannot be unpacked: {error.strerror}") from None
 
 
 @dataclass
