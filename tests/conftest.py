@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -133,3 +133,61 @@ def phantom(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic") / "phantom"
     import_dataset(PhantomSource(160), str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_dicom() -> Callable[..., bytes]:
+    """The bytes of a DICOM file; keyword arguments are its elements, None leaves one out."""
+    import io
+
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    def make(
+        pixels: Any = None,
+        syntax: str = ExplicitVRLittleEndian,
+        sop_class: str = MRImageStorage,
+        preamble: bool = True,
+        **elements: object,
+    ) -> bytes:
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        fields: dict[str, object] = {
+            "SOPClassUID": sop_class,
+            "SOPInstanceUID": generate_uid(),
+            "StudyInstanceUID": generate_uid(),
+            "SeriesInstanceUID": generate_uid(),
+            "Modality": "MR",
+            "PatientID": "P1",
+        }
+        if pixels is not None:
+            fields |= {
+                "Rows": pixels.shape[-2],
+                "Columns": pixels.shape[-1],
+                "SamplesPerPixel": 1,
+                "PhotometricInterpretation": "MONOCHROME2",
+                "BitsAllocated": pixels.itemsize * 8,
+                "BitsStored": pixels.itemsize * 8,
+                "HighBit": pixels.itemsize * 8 - 1,
+                "PixelRepresentation": int(pixels.dtype.kind == "i"),
+                "PixelData": pixels.tobytes(),
+            }
+            if pixels.ndim == 3:
+                fields["NumberOfFrames"] = len(pixels)
+        for name, value in (fields | elements).items():
+            if value is not None:
+                setattr(dataset, name, value)
+        if pixels is not None:
+            dataset["PixelData"].VR = "OW" if pixels.itemsize > 1 else "OB"
+        if syntax != ExplicitVRLittleEndian:
+            dataset.compress(syntax)
+        buffer = io.BytesIO()
+        if preamble:
+            dataset.save_as(buffer, enforce_file_format=True)
+        else:
+            del dataset.file_meta
+            dataset.save_as(buffer, implicit_vr=False, little_endian=True)
+        return buffer.getvalue()
+
+    return make

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from btray.cli import import_options as options
 from btray.cli.config import ConfigFile, Overrides
 from btray.cli.progress import bar
 
@@ -43,13 +44,6 @@ Test = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace another data set at the destination.")
 ]
-ExcludeFromTrain = Annotated[
-    bool,
-    typer.Option(
-        "--exclude-from-train-what-is-in-test",
-        help="Leave patients who stand in several of the source's own splits in the test one only.",
-    ),
-]
 _PHASES = {
     "hash": "hashing files",
     "read": "reading and decoding",
@@ -63,28 +57,68 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of class folders, or of Training/Testing or train/validation/test.",
+            help="Folder, bucket (s3://…), archive, or table of images (CSV, Parquet).",
             metavar="SRC",
         ),
     ],
     destination: Destination,
+    format_: options.Format = "auto",
+    classes: options.Classes = None,
+    labels: options.Labels = None,
+    pseudonym_key_file: options.KeyFile = None,
+    modality: options.Modality = "mr",
+    axis: options.Axis = "axial",
+    slices: options.Slices = None,
+    every: options.Every = 1,
     validation: Validation = 0.15,
     test: Test = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.", min=0)] = 0,
+    exclude: options.Exclude = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when a file cannot be used.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Import folders of images as one data set: checked, twins found, split by group."""
+    """Import images as one data set: checked, twins kept together, split by patient or group."""
     from btray.data.importer import ImportOptions
-    from btray.data.sources.imagefolder import ImageFolder
+    from btray.data.sources.detect import SourceOptions, open_source
 
-    options = ImportOptions(
-        validation=validation, test=test, seed=seed, strict=strict, overwrite=overwrite
+    class_names = options.class_names(classes)
+    reading = SourceOptions.model_validate(
+        {
+            "format": format_,
+            "class_names": class_names,
+            "labels": labels,
+            "pseudonym_key_file": pseudonym_key_file,
+            "modality": modality,
+            "axis": axis,
+            "slices": slices,
+            "every": every,
+        }
     )
-    folder = ImageFolder(str(Path(source).expanduser().absolute()))
-    _run(folder, destination, options)
+    importing = ImportOptions(
+        validation=validation,
+        test=test,
+        seed=seed,
+        class_names=class_names,
+        strict=strict,
+        overwrite=overwrite,
+        exclude_from_train_what_is_in_test=exclude,
+    )
+    with open_source(source, reading) as opened:
+        _run(opened, destination, importing)
+
+
+@app.command()
+def download(
+    source: Annotated[str, typer.Argument(help="kaggle:owner/dataset", metavar="SRC")],
+    destination: Annotated[str, typer.Argument(help="Folder to make.", metavar="DST")],
+) -> None:
+    """Download a public data set, to import it then."""
+    from btray.data.sources.kaggle import download as download_
+
+    folder = download_(source, destination)
+    typer.echo(f"{folder}: downloaded; now `btray data import {folder} DATASET`")
 
 
 @app.command()
@@ -100,8 +134,8 @@ def phantom(
     from btray.data.importer import ImportOptions
     from btray.data.sources.phantom_source import PhantomSource
 
-    options = ImportOptions(validation=validation, test=test, seed=seed, overwrite=overwrite)
-    _run(PhantomSource(images, seed), destination, options)
+    importing = ImportOptions(validation=validation, test=test, seed=seed, overwrite=overwrite)
+    _run(PhantomSource(images, seed), destination, importing)
 
 
 @app.command()
@@ -120,22 +154,22 @@ def split(
         bool,
         typer.Option("--official/--ignore-official", help="Keep the source's own splits, or not."),
     ] = True,
-    exclude: ExcludeFromTrain = False,
+    exclude: options.Exclude = False,
 ) -> None:
     """Assign the rows to splits or folds anew: by patient and near duplicate, stratified."""
     from btray.data.dataset import Dataset
     from btray.data.resplit import SplitOptions, resplit
 
-    options = SplitOptions(
+    splitting = SplitOptions(
         validation=validation,
         test=test,
         folds=folds,
         seed=seed,
         official=official,
-        exclude_from_train=exclude,
+        exclude_from_train_what_is_in_test=exclude,
     )
     console = Console(soft_wrap=True, highlight=False)
-    _print_summary(console, resplit(Dataset.open(dataset), out, options))
+    _print_summary(console, resplit(Dataset.open(dataset), out, splitting))
     console.print(f"data set: {escape(out or dataset)}")
 
 
@@ -193,13 +227,15 @@ def info(
     console.print(f"content hash: {opened.manifest.content_hash}")
 
 
-def _run(source: "Source", destination: str, options: "ImportOptions") -> None:
+def _run(source: "Source", destination: str, importing: "ImportOptions") -> None:
     from btray.data.dataset import Dataset
     from btray.data.importer import run_import
 
     with _progress() as report:
-        result = run_import(source, destination, options, report)
+        result = run_import(source, destination, importing, report)
     console = Console(soft_wrap=True, highlight=False)
+    for note in result.notes:
+        console.print(escape(note))
     if result.unchanged:
         console.print(f"{escape(destination)}: already imported, nothing to do")
         return

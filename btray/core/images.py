@@ -64,6 +64,24 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             raise ImageError("unreadable", f"truncated or damaged: {error}") from None
 
 
+def window(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
+    """Return values of any shape as 0..255: `low` and all below is 0, `high` and above 255.
+
+    Where `high` is not above `low` there is nothing to tell apart, and all is 0.
+    """
+    if not high > low:
+        return np.zeros(values.shape, dtype=np.uint8)
+    share = np.clip((values - low) / (high - low), 0, 1)
+    return np.round(share * 255).astype(np.uint8)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return grey pixels [height, width] as the bytes of a PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -107,7 +125,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_grey(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
-        return _stretch(np.asarray(image))
+        return stretch(np.asarray(image))
     if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
@@ -115,7 +133,13 @@ def _to_grey(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("L"), dtype=np.uint8)
 
 
-def _stretch(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+def stretch(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return pixels of any shape, scaled from their own minimum and maximum to 0..255.
+
+    Raises:
+        ImageError: not all of them are finite numbers.
+
+    """
     values = pixels.astype(np.float64)
     if not np.isfinite(values).all():
         raise ImageError("not_finite", "pixels that are not finite numbers")

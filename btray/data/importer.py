@@ -20,7 +20,7 @@ from btray.data import duplicates
 from btray.data.dataset import QUARANTINE, SCHEMA, SCHEMA_VERSION, Dataset, Manifest, SplitRecord
 from btray.data.duplicates import Duplicates, Measures, find_duplicates
 from btray.data.sources.base import Item, Rejected, Source
-from btray.data.splits import assign_splits, check_fractions
+from btray.data.splits import assign_splits, check_fractions, check_patients
 from btray.data.storage import Destination, Staging, staged
 from btray.errors import UserError
 from btray.version import __version__
@@ -48,6 +48,9 @@ class ImportOptions(Section):
     """Refuse the whole import when a file cannot be used, rather than leave it out."""
     overwrite: bool = False
     """Replace another data set at the destination."""
+    exclude_from_train_what_is_in_test: bool = False
+    """Leave out of one official split the slices of patients who stand in another, test before
+    validation before train, rather than refuse them."""
 
     @property
     def fractions(self) -> dict[str, float]:
@@ -63,6 +66,8 @@ class ImportResult:
     manifest: Manifest
     unchanged: bool
     """True when this very data set was there already and nothing was done."""
+    notes: tuple[str, ...] = ()
+    """What the source tells the person, a line each."""
 
 
 def import_dataset(
@@ -103,8 +108,7 @@ def run_import(
     unchanged = _already_there(place, source_hash, options)
     if unchanged is not None:
         _refuse_strictly(options, source, unchanged.quarantined, None)
-        return ImportResult(unchanged, unchanged=True)
-    _refuse_strictly(options, source, len(listing.rejected), next(iter(listing.rejected), None))
+        return ImportResult(unchanged, unchanged=True, notes=listing.notes)
     with staged(place) as staging:
         rejected = list(listing.rejected)
         spool = staging.scratch / "rows.arrow"
@@ -114,7 +118,7 @@ def run_import(
         _refuse_strictly(options, source, len(rejected), next(iter(rejected), None))
         with _spooled(spool) as rows:
             manifest = _write(staging, rows, rejected, source, source_hash, options, report)
-    return ImportResult(manifest, unchanged=False)
+    return ImportResult(manifest, unchanged=False, notes=listing.notes)
 
 
 def _write(
@@ -131,6 +135,8 @@ def _write(
         raise UserError(f"{source.place}: no usable image{first}")
     report("group", 0, rows.num_rows)
     columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "image"}
+    if not options.exclude_from_train_what_is_in_test:
+        check_patients(source.place, columns["patient_id"], columns["split"])
     found = _group(columns)
     splits = assign_splits(
         columns["label"], found.group_id, columns["split"], options.fractions, options.seed

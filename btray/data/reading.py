@@ -1,11 +1,13 @@
 """Ray Data reads a source: bytes, decoding and hashing run in workers."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Final
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayTaskError
 
 from btray.cluster import connect
 from btray.core.images import ImageError
@@ -13,6 +15,7 @@ from btray.data.context import data_context
 from btray.data.dataset import SCHEMA
 from btray.data.measure import measure
 from btray.data.sources.base import Item, Record, Source
+from btray.errors import UserError
 
 READ_SCHEMA: Final = pa.schema(
     # `split` is the official one
@@ -23,7 +26,7 @@ READ_SCHEMA: Final = pa.schema(
 
 _ITEM_SCHEMA: Final = pa.schema(
     [
-        (field.name, pa.int64() if field.name in ("number", "images") else pa.string())
+        (field.name, pa.int64() if field.type in (int, int | None) else pa.string())
         for field in fields(Item)
     ]
 )
@@ -32,9 +35,14 @@ _BYTES_PER_BLOCK: Final = 32 * 1024 * 1024
 
 
 def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
-    """Yield what a source holds as tables of READ_SCHEMA, in the items' order."""
+    """Yield what a source holds as tables of READ_SCHEMA, in the items' order.
+
+    Raises:
+        UserError: the source cannot be reached any more.
+
+    """
     connect()
-    with data_context():
+    with data_context(), _without_ray_error():
         tasks = ray.data.from_arrow([_item_table(some) for some in _portions(items)])
         rows = tasks.map_batches(
             read_items,  # type: ignore[arg-type]  # a batch is an Arrow table here
@@ -43,6 +51,16 @@ def read_source(source: Source, items: tuple[Item, ...]) -> Iterator[pa.Table]:
             fn_kwargs={"source": source},
         )
         yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+@contextmanager
+def _without_ray_error() -> Iterator[None]:
+    """Raise a worker's UserError as it was there, without Ray's traceback and advice."""
+    try:
+        yield
+    except UserError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise UserError(str(cause).partition("\n")[0]) from None
 
 
 def read_items(table: pa.Table, source: Source) -> Iterator[pa.Table]:
@@ -63,18 +81,19 @@ def read_items(table: pa.Table, source: Source) -> Iterator[pa.Table]:
 def _read_item(source: Source, item: Item) -> Iterator[dict[str, Any]]:
     try:
         for record in source.read(item):
-            yield _row(record)
+            yield _row(item, record)
     except ImageError as error:
-        yield _refused(item.name, error.code, str(error))
+        yield _refused(item.called(item.name), error.code, str(error))
     except OSError as error:
-        yield _refused(item.name, "unreadable", f"cannot be read: {error.strerror or error}")
+        reason = f"cannot be read: {error.strerror or error}"
+        yield _refused(item.called(item.name), "unreadable", reason)
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(item: Item, record: Record) -> dict[str, Any]:
     try:
         measured = measure(record.data)
     except ImageError as error:
-        return _refused(record.name, error.code, str(error))
+        return _refused(item.called(record.name), error.code, str(error))
     known = {name: value for name, value in vars(record).items() if name not in ("name", "data")}
     return {"image": record.data, "source": record.name, **known, **asdict(measured)}
 

@@ -32,7 +32,7 @@ class SplitOptions(Section):
     """Seed of the assignment."""
     official: bool = True
     """Keep the source's own test and validation splits."""
-    exclude_from_train: bool = False
+    exclude_from_train_what_is_in_test: bool = False
     """Exclude from train the patients who also stand in an official test split."""
 
 
@@ -45,7 +45,7 @@ def resplit(dataset: Dataset, destination: str | None, options: SplitOptions) ->
     """
     place = _free(dataset, destination)
     rows = dataset.table(_COLUMNS).to_pydict()
-    splits, folds = assign(rows, options)
+    splits, folds = assign(dataset.uri, rows, options)
     manifest = _manifest(dataset.manifest, rows, splits, folds, options)
     with staged(place) as staging:
         spool = staging.scratch / "rows.arrow"
@@ -75,13 +75,13 @@ def _free(dataset: Dataset, destination: str | None) -> Destination:
 
 
 def assign(
-    rows: dict[str, list[Any]], options: SplitOptions
+    place: str, rows: dict[str, list[Any]], options: SplitOptions
 ) -> tuple[list[str], Sequence[int | None]]:
     """Return the split and the fold of each row; raises UserError."""
     labels, groups = rows["label"], rows["group_id"]
     official = rows["official_split"] if options.official else [None] * len(labels)
-    if not options.exclude_from_train:
-        check_patients(rows["patient_id"], official)
+    if not options.exclude_from_train_what_is_in_test:
+        check_patients(place, rows["patient_id"], official)
     if options.folds:
         return assign_folds(labels, groups, official, options.test, options.folds, options.seed)
     splits = assign_splits(labels, groups, official, _fractions(options), options.seed)

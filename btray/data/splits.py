@@ -134,20 +134,21 @@ def _check_folds_complete(labels: Sequence[str], numbers: Sequence[int], folds: 
                 )
 
 
-def check_patients(patients: Sequence[str | None], official: Sequence[str | None]) -> None:
+def check_patients(
+    place: str, patients: Sequence[str | None], official: Sequence[str | None]
+) -> None:
     """Raise UserError when a patient [n] stands in several of the source's own splits [n]."""
-    seen = {
-        (patient, split)
-        for patient, split in zip(patients, official, strict=True)
-        if patient is not None and split is not None
-    }
-    counts = Counter(patient for patient, _ in seen)
-    crossing = sorted(patient for patient, count in counts.items() if count > 1)
-    if crossing:
+    places: dict[str, set[str]] = {}
+    for patient, split in zip(patients, official, strict=True):
+        if patient is not None and split is not None:
+            places.setdefault(patient, set()).add(split)
+    torn = Counter(" and ".join(sorted(splits)) for splits in places.values() if len(splits) > 1)
+    if torn:
+        counts = ", ".join(f"{count:,} in {splits}" for splits, count in sorted(torn.items()))
+        noun = "patient stands" if torn.total() == 1 else "patients stand"
         raise UserError(
-            f"{_count(len(crossing), 'patient')} in more than one of the source's own splits "
-            f"(the first: {crossing[0]}); --exclude-from-train-what-is-in-test leaves their "
-            "images out of all but the test (or validation) split"
+            f"{place}: {torn.total():,} {noun} in more than one official split ({counts}); "
+            "mend the splits, or give --exclude-from-train-what-is-in-test"
         )
 
 

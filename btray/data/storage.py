@@ -1,5 +1,6 @@
 """Writing a data set so that it is there whole or not at all."""
 
+import errno
 import json
 import os
 import secrets
@@ -8,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -99,10 +100,14 @@ class Staging:
     """Whether `path` is the destination itself and not a folder beside it."""
     begun: bool = False
     """Whether anything has been written yet."""
+    written: set[str] = field(default_factory=set)
+    """Names of the files with rows."""
 
     def write_rows(self, rows: pa.Table) -> None:
         """Write the rows [SCHEMA] as Parquet files of bounded size; to be called first."""
         self.begun = True
+        # In place, two imports at once must not write into one another's files.
+        owner = f"{secrets.token_hex(4)}-" if self.in_place else ""
         if self.in_place:
             _clear(self.filesystem, self.path)
         self.filesystem.create_dir(f"{self.path}/{ROWS}", recursive=True)
@@ -110,8 +115,10 @@ class Staging:
         columns = [name for name in SCHEMA.names if name != "image"]
         compression = dict.fromkeys(columns, "zstd") | {"image": "none"}
         for number, start in enumerate(range(0, rows.num_rows, per_part)):
+            name = f"part-{owner}{number:05d}.parquet"
+            self.written.add(name)
             with pyarrow.parquet.ParquetWriter(
-                f"{self.path}/{ROWS}/part-{number:05d}.parquet",
+                f"{self.path}/{ROWS}/{name}",
                 SCHEMA,
                 filesystem=self.filesystem,
                 compression=compression,
@@ -120,13 +127,43 @@ class Staging:
                 writer.write_table(rows.slice(start, per_part), row_group_size=ROW_GROUP)
 
     def write_quarantine(self, rejected: Sequence[Rejected]) -> None:
-        """Write the list of files that are not in the data set."""
+        """Write the list of files that are not in the data set; raises as `write_manifest`."""
+        if self.in_place:
+            self._check_alone()
         lines = [json.dumps(vars(entry), ensure_ascii=False) + "\n" for entry in rejected]
         self._write(QUARANTINE, "".join(lines))
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write the manifest; to be called last."""
+        """Write the manifest; to be called last.
+
+        Raises:
+            UserError: another import has written to the same place meanwhile.
+
+        """
+        if self.in_place:
+            self._check_alone()
         self._write(MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+    def discard(self) -> None:
+        """Remove what was written in place, and nothing of another import."""
+        for name in self.written:
+            with suppress(OSError):
+                self.filesystem.delete_file(f"{self.path}/{ROWS}/{name}")
+        if not self._rows():
+            with suppress(OSError):
+                self.filesystem.delete_dir(self.path)
+
+    def _check_alone(self) -> None:
+        if self._rows() != self.written:
+            raise UserError(
+                f"{self.path}: another import writes there at the same time; this one gave way; "
+                "run it again when the other has ended"
+            )
+
+    def _rows(self) -> set[str]:
+        selector = pyarrow.fs.FileSelector(f"{self.path}/{ROWS}", allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return {entry.base_name for entry in found if entry.type == pyarrow.fs.FileType.File}
 
     def _write(self, name: str, text: str) -> None:
         with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
@@ -165,9 +202,10 @@ def _staged_locally(destination: Destination) -> Iterator[Staging]:
     try:
         scratch.mkdir(parents=True)
         _remove_stale(final)
+        before = _identity(final)
         yield Staging(destination.filesystem, str(partial), scratch)
         shutil.rmtree(scratch)
-        _publish(partial, final)
+        _publish(partial, final, before)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
@@ -176,18 +214,48 @@ def _staged_locally(destination: Destination) -> Iterator[Staging]:
         raise
 
 
-def _publish(partial: Path, final: Path) -> None:
-    if not final.exists():
-        partial.rename(final)
+def _publish(partial: Path, final: Path, before: int | None) -> None:
+    """Rename the new data set into its place, where `before` must still be what it was."""
+    if _identity(final) != before:
+        raise _taken(final)
+    if before is None:
+        _put(partial, final)
         return
     replaced = final.with_name(f".{final.name}{_REPLACED}{_owner()}")
     final.rename(replaced)
     try:
-        partial.rename(final)
+        if _identity(replaced) != before:
+            raise _taken(final)
+        _put(partial, final)
     except BaseException:
-        replaced.rename(final)
+        if not final.exists():
+            replaced.rename(final)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _identity(folder: Path) -> int | None:
+    """Return what tells one folder from another that takes its place, or None without one."""
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _put(partial: Path, final: Path) -> None:
+    try:
+        partial.rename(final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _taken(final) from None
+        raise
+
+
+def _taken(final: Path) -> UserError:
+    return UserError(
+        f"{final}: another import to the same place ended meanwhile; its data set is kept; "
+        "choose another destination, or import again"
+    )
 
 
 def _remove_stale(final: Path) -> None:
@@ -235,7 +303,7 @@ def _staged_remotely(destination: Destination) -> Iterator[Staging]:
         except BaseException:
             if staging.begun:
                 with suppress(OSError):
-                    destination.filesystem.delete_dir(destination.path)
+                    staging.discard()
             raise
 
 

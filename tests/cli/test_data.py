@@ -100,3 +100,61 @@ def test_the_commands_load_neither_ray_nor_torch():
         "sys.exit(len({'ray', 'torch', 'pyarrow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, data.__file__]).returncode == 0
+
+
+def test_ones_own_classes_and_an_unknown_class(images, tmp_path):
+    (images / "metastasis").mkdir()
+    failed = run("import", images, tmp_path / "dataset")
+    assert "--classes" in str(failed.exception)
+    for names in ("a", "a,,b", "a,A", "a_b,A B"):
+        failed = run("import", images, tmp_path / "dataset", "--classes", names)
+        assert "two or more different names" in str(failed.exception)
+    failed = run("import", images, tmp_path / "dataset", "--classes", "metastasis,glioma")
+    assert "no_tumor" in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--labels", "x.csv"), "--labels is for dicom and nifti"),
+        (("--format", "nifti"), "need --labels"),
+        (("--format", "manifest"), "cannot be read"),
+        (("--pseudonym-key-file", "/nowhere/key"), "/nowhere/key: the key cannot be read"),
+    ],
+)
+def test_options_of_another_source(images, tmp_path, arguments, message):
+    failed = run("import", images, tmp_path / "dataset", *arguments)
+    assert isinstance(failed.exception, UserError)
+    assert message in str(failed.exception)
+
+
+@pytest.mark.cluster
+def test_an_archive_is_imported_and_the_labels_that_match_nothing_are_told(
+    cluster, images, tmp_path, make_dicom
+):
+    import shutil
+
+    import numpy as np
+
+    archive = shutil.make_archive(str(tmp_path / "slices"), "zip", images)
+    made = run("import", archive, tmp_path / "one")
+    assert made.exit_code == 0, made.output
+    assert Dataset.open(str(tmp_path / "one")).manifest.rows == 12
+
+    (tmp_path / "tree").mkdir()
+    lines = ["patient_id,label", "nobody,glioma"]
+    for number in range(6):
+        coarse = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
+        pixels = np.kron(coarse, np.ones((6, 6), np.uint8))
+        data = make_dicom(pixels, PatientID=f"MRN{number}")
+        (tmp_path / "tree" / f"{number}").write_bytes(data)
+        lines.append(f"MRN{number},{('glioma', 'pituitary')[number % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    made = run("import", tmp_path / "tree", tmp_path / "two", "--labels", tmp_path / "labels.csv")
+    assert made.exit_code == 0, made.output
+    assert "1 of 7 labels match no file" in made.stdout
+    assert "MRN" not in made.output
+
+
+def test_download_needs_a_handle(tmp_path):
+    assert isinstance(run("download", "a/b", tmp_path / "x").exception, UserError)

@@ -64,3 +64,22 @@ def local_reader() -> Callable[..., Iterator[pa.Table]]:
             yield from read_items(table, source)
 
     return read
+
+
+@pytest.fixture
+def load(local_reader: Callable[..., Iterator[pa.Table]], tmp_path: Path) -> Callable[..., object]:
+    """Import whatever source is at a place, without Ray; options are of reading or importing."""
+    from btray.data.dataset import Dataset
+    from btray.data.importer import ImportOptions, run_import
+    from btray.data.sources.detect import SourceOptions, open_source
+
+    def run(place: object, name: str = "dataset", **options: object) -> Dataset:
+        def some(model: type) -> dict[str, object]:
+            return {key: value for key, value in options.items() if key in model.model_fields}
+
+        target = str(tmp_path / name)
+        with open_source(str(place), SourceOptions(**some(SourceOptions))) as source:
+            run_import(source, target, ImportOptions(**some(ImportOptions)), reader=local_reader)
+        return Dataset.open(target)
+
+    return run

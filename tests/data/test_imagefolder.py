@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from btray.core.images import ImageError
-from btray.data.sources import imagefolder
+from btray.data.sources import tree
 from btray.data.sources.base import Item
 from btray.data.sources.imagefolder import ImageFolder
 from btray.errors import UserError
@@ -184,7 +184,7 @@ def test_fingerprint_follows_names_and_contents(make_folder):
 
 
 def test_huge_file_is_refused_unread(make_folder, monkeypatch):
-    monkeypatch.setattr(imagefolder, "MAX_BYTES", 10)
+    monkeypatch.setattr(tree, "MAX_BYTES", 10)
     root = make_folder(1)
     with pytest.raises(ImageError, match="more than the limit of 10"):
         list(ImageFolder(str(root)).read(listing(root).items[0]))

@@ -218,6 +218,6 @@ def test_a_class_of_fewer_groups_than_folds():
 
 def test_a_patient_in_two_official_splits_is_reported():
     official = ["train", "test", "train", None, "test"]
-    check_patients(["p1", "p2", "p1", "p2", None], official)
-    with pytest.raises(UserError, match=r"1 patient in more than one.*p2.*--exclude-from-train"):
-        check_patients(["p1", "p2", "p2", "p3", None], official)
+    check_patients("here", ["p1", "p2", "p1", "p2", None], official)
+    with pytest.raises(UserError, match=r"here: 1 patient stands in .*1 in test and train"):
+        check_patients("here", ["p1", "p2", "p2", "p3", None], official)

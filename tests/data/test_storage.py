@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from btray.data.dataset import SCHEMA, Dataset, Manifest, SplitRecord
+from btray.data.dataset import SCHEMA, SCHEMA_VERSION, Dataset, Manifest, SplitRecord
 from btray.data.importer import ImportOptions, run_import
 from btray.data.sources.base import Rejected
 from btray.data.sources.imagefolder import ImageFolder
@@ -21,7 +21,7 @@ ROWS = pa.Table.from_pylist(
     schema=SCHEMA,
 )
 MANIFEST = Manifest(
-    schema_version=1,
+    schema_version=SCHEMA_VERSION,
     btray_version="0",
     class_names=("glioma",),
     rows=1000,
@@ -30,7 +30,9 @@ MANIFEST = Manifest(
     exact_duplicates={"groups": 0, "images": 0},
     near_duplicates={"groups": 0, "images": 0},
     label_conflicts=0,
-    split=SplitRecord(seed=0, fractions={"train": 1.0}, official_test=False),
+    split=SplitRecord(
+        seed=0, fractions={"train": 1.0}, official_test=False, assignment_hash="0" * 64
+    ),
     source="test",
     source_hash="a",
     content_hash="b",
@@ -229,3 +231,93 @@ def test_control_c_leaves_nothing(tmp_path):
     process.wait(timeout=20)
     process.stdout.close()
     assert names(tmp_path) == []
+
+
+IMPORT = """
+import sys
+from dataclasses import asdict
+import pyarrow as pa
+from btray.data.importer import ImportOptions, run_import
+from btray.data.reading import read_items
+from btray.data.sources.imagefolder import ImageFolder
+from btray.errors import UserError
+
+def reader(source, items):
+    print("reading", flush=True)
+    sys.stdin.readline()
+    yield from read_items(pa.Table.from_pylist([asdict(item) for item in items]), source)
+
+options = ImportOptions(seed=int(sys.argv[3]), overwrite=len(sys.argv) > 4)
+try:
+    run_import(ImageFolder(sys.argv[1]), sys.argv[2], options, reader=reader)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def importing(*arguments):
+    """An import in a process of its own, which waits for a line before it reads."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORT, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "reading\n"
+    return process
+
+
+def outcome(process):
+    printed, _ = process.communicate("go\n", timeout=120)
+    return process.returncode, printed
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_of_two_imports_at_once_the_second_gives_way(make_folder, tmp_path, before):
+    root, target = make_folder(6), tmp_path / "dataset"
+    overwrite = ("overwrite",) if before else ()
+    if before:
+        write(target)
+    first, second = (importing(root, target, seed, *overwrite) for seed in (1, 2))
+    assert outcome(first) == (0, "")
+    code, printed = outcome(second)
+    assert code == 2
+    assert printed.count("\n") == 1
+    assert "another import to the same place ended meanwhile" in printed
+    assert names(tmp_path) == ["dataset", "images"]
+    opened = Dataset.open(str(target))
+    assert opened.manifest.split.seed == 1
+    assert opened.table(["source"]).num_rows == 24
+
+
+def test_two_imports_that_end_together_leave_one_whole_data_set(make_folder, tmp_path):
+    root, target = make_folder(6), tmp_path / "dataset"
+    both = [importing(root, target, seed) for seed in (1, 2)]
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    codes = sorted(process.wait(timeout=120) for process in both)
+    for process in both:
+        process.stdin.close()
+        process.stdout.close()
+    assert codes == [0, 2]
+    assert names(tmp_path) == ["dataset", "images"]
+    assert Dataset.open(str(target)).table(["source"]).num_rows == 24
+
+
+def test_two_imports_to_one_place_in_a_bucket_do_not_mix(bucket):
+    place = Destination.parse(bucket("three/dataset"))
+
+    def overtaken(second):
+        with staged(place) as first:
+            first.write_rows(ROWS.slice(0, 500))
+            second.write_rows(ROWS)
+            first.write_quarantine([])
+
+    with staged(place) as second:
+        with pytest.raises(UserError, match="another import writes there at the same time"):
+            overtaken(second)
+        second.write_quarantine([])
+        second.write_manifest(MANIFEST)
+    assert Dataset.open(bucket("three/dataset")).table(["source"]).num_rows == 1000

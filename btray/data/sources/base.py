@@ -1,8 +1,10 @@
 """What a source is: a cheap listing in the driver, and bytes read inside a worker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from btray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,25 @@ class Item:
     """The item's number in the source's own order."""
     images: int = 1
     """Images it yields."""
+    path: str | None = None
+    """Where it is read from, if its name does not say so."""
+    content: str | None = None
+    """SHA-256 of its bytes, where the listing has read them. In the quarantine list it stands
+    for the name of an item that has it: the item's path may tell who the patient is."""
+    study_id: str | None = None
+    series_id: str | None = None
+    fold: int | None = None
+    """Fold the source itself puts it in, from 0."""
+    sex: str | None = None
+    """F, M or O."""
+    age: int | None = None
+    """Years; 90 stands for all above."""
+
+    def called(self, name: str) -> str:
+        """Return how the quarantine list calls one image of this item."""
+        if self.content is None:
+            return name
+        return f"sha256:{self.content}{name.removeprefix(self.name)}"
 
 
 @dataclass(frozen=True)
@@ -77,11 +98,39 @@ class Listing:
 
     items: tuple[Item, ...]
     rejected: tuple[Rejected, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a person should be told, a line each."""
 
     @property
     def images(self) -> int:
         """Images the items are expected to yield."""
         return sum(item.images for item in self.items)
+
+
+def checked_listing(
+    place: str,
+    items: Iterable[Item],
+    rejected: Iterable[Rejected],
+    notes: tuple[str, ...] = (),
+    suffix: str = "",
+) -> Listing:
+    """Return a listing in the order of the images' names, which are an item's and `suffix` ….
+
+    Raises:
+        UserError: nothing to import, or items of a single known class.
+
+    """
+    ordered = tuple(sorted(items, key=lambda item: f"{item.name}{suffix}"))
+    refused = tuple(sorted(rejected, key=lambda entry: entry.path))
+    if not ordered:
+        first = f"; the first: {refused[0].path}: {refused[0].reason}" if refused else ""
+        raise UserError(f"{place}: nothing to import{first}")
+    labels = {item.label for item in ordered}
+    if len(labels) == 1 and None not in labels:
+        raise UserError(
+            f"{place}: only the class {labels.pop()} has images; a classifier needs two or more"
+        )
+    return Listing(ordered, refused, notes)
 
 
 class Source(Protocol):
@@ -116,6 +165,7 @@ class Source(Protocol):
         Raises:
             OSError: it cannot be read.
             ImageError: it is refused unread.
+            UserError: the whole source cannot be reached any more.
 
         """
         ...

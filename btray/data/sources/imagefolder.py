@@ -1,20 +1,18 @@
 """Folders of image files, a folder a class, as the public data sets come."""
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
-from btray.core.images import MAX_BYTES, SUFFIXES, ImageError
+from btray.core.images import SUFFIXES
 from btray.core.labels import CLASS_NAMES, canonical_label
 from btray.data.sources.base import Item, Listing, Record, Rejected
+from btray.data.sources.tree import File, Tree, Walked, printable, shown
 from btray.errors import UserError
 
-_SPLITS: Final = {
+SPLIT_FOLDERS: Final = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -23,10 +21,7 @@ _SPLITS: Final = {
     "test": "test",
     "testing": "test",
 }
-_ACCEPTED: Final = (
-    f"class folders ({', '.join(CLASS_NAMES)}, also written like no_tumor or Glioma-Tumour), "
-    "directly or inside Training/Testing or train/validation/test"
-)
+"""Names of folders, in lower case, that stand for a split."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +29,15 @@ class ImageFolder:
     """A folder of class folders, or of split folders of class folders."""
 
     root: str
-    """The folder, absolute."""
+    """The folder, absolute, or a URI."""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    """The classes a folder may stand for."""
     kind: str = "imagefolder"
 
     @property
     def place(self) -> str:
         """The folder."""
-        return self.root
+        return shown(self.root)
 
     def listing(self) -> Listing:
         """Walk the folders; hidden files and folders and `__MACOSX` are left out.
@@ -50,188 +47,90 @@ class ImageFolder:
                 no image, or a single class.
 
         """
-        root = Path(self.root)
-        walk = _Walk(root, os.path.realpath(root))
-        splits, classes = _layout(root, _entries(root))
-        for split, folder in splits:
-            if not walk.enters(folder):
-                continue
-            inner, found = _layout(folder, _entries(folder))
-            if inner:
-                raise UserError(f"{folder}: split folders inside a split folder; use one level")
-            for label, class_folder in found:
-                walk.folder(class_folder, label, split)
-            walk.loose(folder)
-        for label, class_folder in classes:
-            walk.folder(class_folder, label, None)
-        walk.loose(root)
-        return _checked(self.root, walk)
+        walked = Tree(self.root).walk()
+        _check_layout(self.place, walked, self.class_names)
+        items: list[Item] = []
+        rejected = list(walked.rejected)
+        for file in walked.files:
+            found = self._take(file)
+            if isinstance(found, Item):
+                items.append(found)
+            else:
+                rejected.append(found)
+        return _checked(self.place, items, rejected)
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash the sorted names and the SHA-256 of every file's bytes, in threads."""
         digest = hashlib.sha256()
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            hashes = pool.map(self._hash, (item.name for item in items))
-            for item, content in zip(items, hashes, strict=True):
-                line = f"{item.name}\0{item.label}\0{item.split}\0{content}\n"
-                digest.update(line.encode())
+        hashes = Tree(self.root).hashes(item.name for item in items)
+        for item, content in zip(items, hashes, strict=True):
+            digest.update(f"{item.name}\0{item.label}\0{item.split}\0{content}\n".encode())
         return digest.hexdigest()
 
     def read(self, item: Item) -> Iterator[Record]:
         """Yield the one image of a file; raises OSError and ImageError."""
-        path = Path(self.root, item.name)
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ImageError("too_large", f"{size:,} bytes, more than the limit of {MAX_BYTES:,}")
         if item.label is None:
             raise ValueError(f"{item.name}: an image file has the label of its folder")
-        yield Record(item.name, path.read_bytes(), item.label, item.split)
+        yield Record(item.name, Tree(self.root).read(item.name), item.label, item.split)
 
-    def _hash(self, name: str) -> str:
-        try:
-            with Path(self.root, name).open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            # The reader meets it again and puts it into quarantine.
-            return f"unreadable {error.errno}"
-
-
-@dataclass
-class _Walk:
-    """Collects files below class folders; follows a link to a folder at most once."""
-
-    root: Path
-    real_root: str
-    items: list[Item] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    followed: set[str] = field(default_factory=set)
-
-    def folder(self, folder: Path, label: str, split: str | None) -> None:
-        """Take every file below one class folder."""
-        pending = [folder] if self.enters(folder) else []
-        while pending:
-            current = pending.pop()
-            try:
-                entries = _visible(current)
-            except OSError as error:
-                self.reject(current, "unreadable", f"folder cannot be read: {error.strerror}")
-                continue
-            for path in entries:
-                if not _is_folder(path):
-                    self.file(path, label, split)
-                elif self.enters(path):
-                    pending.append(path)
-
-    def enters(self, folder: Path) -> bool:
-        """Say whether a folder, or a link to one, is to be read."""
-        return not folder.is_symlink() or self.follow(folder)
-
-    def follow(self, link: Path) -> bool:
-        """Say whether a link to a folder leads to files not reached otherwise."""
-        target = os.path.realpath(link)
-        if any(_overlap(target, other) for other in (self.real_root, *self.followed)):
-            self.reject(link, "link_loop", "link to a folder that is read already; not followed")
-            return False
-        self.followed.add(target)
-        return True
-
-    def file(self, path: Path, label: str, split: str | None) -> None:
-        """Take one file, or note why not."""
-        problem = _problem(path)
-        if problem is not None:
-            self.reject(path, *problem)
-        else:
-            self.items.append(Item(self.name(path), label, split))
-
-    def loose(self, folder: Path) -> None:
-        """Note files that stand beside class or split folders."""
-        for path in _entries(folder):
-            if not _is_folder(path):
-                self.reject(path, *(_problem(path) or ("no_label", "stands in no class folder")))
-
-    def reject(self, path: Path, code: str, reason: str) -> None:
-        """Put a path on the quarantine list."""
-        self.rejected.append(Rejected(_printable(self.name(path)), code, reason))
-
-    def name(self, path: Path) -> str:
-        """Return a path relative to the source's root."""
-        return path.relative_to(self.root).as_posix()
+    def _take(self, file: File) -> Item | Rejected:
+        if PurePosixPath(file.name).suffix.lower() not in SUFFIXES:
+            reason = f"not named like an image ({', '.join(SUFFIXES)})"
+            return Rejected(file.name, "not_an_image", reason)
+        split, label = folder_labels(file.name, self.class_names)
+        if label is None:
+            return Rejected(file.name, "no_label", "stands in no class folder")
+        return Item(file.name, label, split)
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Say whether one of two real folders is the other, or inside it."""
-    return os.path.commonpath((one, other)) in (one, other)
+def folder_labels(name: str, class_names: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """Return the split and the class that the folders at the start of a path stand for."""
+    folders = PurePosixPath(name).parts[:-1]
+    split = SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
+    inner = folders[1:] if split else folders
+    return split, canonical_label(inner[0], class_names) if inner else None
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+def _check_layout(root: str, walked: Walked, class_names: tuple[str, ...]) -> None:
+    """Raise UserError unless there are class folders, or split folders of class folders."""
+    top = [name for name in walked.folders if "/" not in name]
+    splits = _check_folders(root, top, class_names)
+    for split in splits:
+        inner = [
+            name.partition("/")[2]
+            for name in walked.folders
+            if name.startswith(f"{split}/") and name.count("/") == 1
+        ]
+        folder = f"{root}/{split}"
+        if _check_folders(folder, inner, class_names):
+            raise UserError(f"{folder}: split folders inside a split folder; use one level")
 
 
-def _problem(path: Path) -> tuple[str, str] | None:
-    if _printable(str(path)) != str(path):
-        return "bad_name", "the file's name is not UTF-8; rename it"
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        return "unreadable", f"cannot be read: {error.strerror}"
-    if not stat.S_ISREG(mode):
-        return "not_a_file", "not a regular file"
-    if path.suffix.lower() not in SUFFIXES:
-        return "not_an_image", f"not named like an image ({', '.join(SUFFIXES)})"
-    return None
-
-
-def _layout(
-    folder: Path, entries: Iterable[Path]
-) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
-    """Sort a folder's subfolders into (split, folder) and (class, folder) pairs."""
-    folders = [path for path in entries if _is_folder(path)]
-    splits = [(_SPLITS[p.name.lower()], p) for p in folders if p.name.lower() in _SPLITS]
-    labels = [(label, p) for p in folders if (label := canonical_label(p.name)) is not None]
-    known = {path for _, path in (*splits, *labels)}
-    unknown = [_printable(path.name) for path in folders if path not in known]
+def _check_folders(folder: str, names: list[str], class_names: tuple[str, ...]) -> list[str]:
+    """Return which of a folder's subfolders stand for splits; all others must be classes."""
+    splits = [name for name in names if name.lower() in SPLIT_FOLDERS]
+    classes = [name for name in names if canonical_label(name, class_names) is not None]
+    unknown = [printable(name) for name in names if name not in (*splits, *classes)]
     if unknown:
         raise UserError(
-            f"{folder}: folders of no known class: {', '.join(unknown)}; btray reads {_ACCEPTED}; "
-            "rename or move them"
+            f"{folder}: folders of no known class: {', '.join(unknown)}; btray reads "
+            f"{_accepted(class_names)}; rename or move them, or name your own with --classes"
         )
-    if splits and labels:
+    if splits and classes:
         raise UserError(f"{folder}: class folders beside split folders; keep one of the two")
-    if not known:
-        raise UserError(f"{folder}: no class folders; btray reads {_ACCEPTED}")
-    return splits, labels
+    if not names:
+        raise UserError(f"{folder}: no class folders; btray reads {_accepted(class_names)}")
+    return splits
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return _visible(folder)
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no such folder; give the folder with the images") from None
-    except NotADirectoryError:
-        raise UserError(f"{folder}: not a folder; give the folder with the images") from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and path.name != "__MACOSX"
+def _accepted(class_names: tuple[str, ...]) -> str:
+    return (
+        f"class folders ({', '.join(class_names)}, also written like no_tumor or Glioma-Tumour), "
+        "directly or inside Training/Testing or train/validation/test"
     )
 
 
-def _printable(name: str) -> str:
-    """Return a name as valid Unicode: bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _checked(place: str, walk: _Walk) -> Listing:
-    items = sorted(walk.items, key=lambda item: item.name)
-    rejected = sorted(walk.rejected, key=lambda entry: entry.path)
+def _checked(place: str, items: list[Item], rejected: list[Rejected]) -> Listing:
     if not items:
         raise UserError(f"{place}: no image in the class folders; nothing to import")
     labels = {item.label for item in items}
@@ -239,4 +138,4 @@ def _checked(place: str, walk: _Walk) -> Listing:
         raise UserError(
             f"{place}: only the class {labels.pop()} has images; a classifier needs two or more"
         )
-    return Listing(tuple(items), tuple(rejected))
+    return Listing(tuple(items), tuple(sorted(rejected, key=lambda entry: entry.path)))
