@@ -116,7 +116,7 @@ def _to_grey(image: Image.Image) -> NDArray[np.uint8]:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
         image = image.convert("RGB")
-    return np.array(image.convert("L"), dtype=np.uint8)
+    return np.array(image if image.mode == "L" else image.convert("L"), dtype=np.uint8)
 
 
 def _stretch(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:

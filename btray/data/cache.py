@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import ActorUnschedulableError, RayActorError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from btray.cluster import smallest_object_store
@@ -53,9 +53,9 @@ class CachedRows:
 
 def fits_in_memory(dataset: Dataset, splits: tuple[str, ...], config: Config) -> bool:
     """Say whether the decoded rows of some splits are within `data.cache_limit`."""
-    limit = config.data.cache_limit
+    limit: float | None = config.data.cache_limit
     if limit is None:
-        limit = int(_SHARE * smallest_object_store())
+        limit = _SHARE * smallest_object_store()
     rows = sum(dataset.count(split) for split in splits)
     return rows * config.image.size**2 <= limit
 
@@ -73,7 +73,7 @@ class SquareFile:
         """Read rows together: uint8 [rows, size, size]."""
         squares = np.empty((len(rows), self._size, self._size), dtype=np.uint8)
         for square, row in zip(squares, rows.tolist(), strict=True):
-            found = os.preadv(self._file.fileno(), [square], row * square.nbytes)
+            found = os.preadv(self._file.fileno(), [square.data], row * square.nbytes)
             if found != square.nbytes:
                 raise RuntimeError(f"the cache ends at row {row}")
         return squares
@@ -98,9 +98,9 @@ class CacheWriter:
             os.posix_fallocate(self._file.fileno(), 0, rows * size * size)
         except OSError as error:
             raise UserError(
-                f"{self._place}: no room for {rows:,} decoded images "
+                f"{self._place}: cannot hold {rows:,} decoded images "
                 f"({rows * size * size / 2**30:.1f} GiB): {reason(error)}; free space there or "
-                "set data.cache_dir to a folder on a larger disk"
+                "set data.cache_dir to another folder"
             ) from None
         return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
@@ -109,7 +109,7 @@ class CacheWriter:
         try:
             self._file.seek(first * self._size**2)
             for chunk in block["square"].chunks:
-                self._file.write(pixels(chunk, self._size))
+                self._file.write(pixels(chunk, self._size).data)
             self._file.flush()
         except OSError as error:
             raise UserError(f"{self._place}: cannot be written: {reason(error)}") from None
@@ -199,6 +199,9 @@ class NodeCaches:
                 found[node] = ray.get(answer)
             except _LOST:
                 self._drop(node)
+            except RayTaskError as error:
+                # Without the writer's traceback, when it is a person's to mend.
+                raise (error.cause if isinstance(error.cause, UserError) else error) from None
         return found
 
 

@@ -3,7 +3,7 @@
 Torch is not loaded here, nor in the tasks: that would double the start-up of a run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -99,7 +99,7 @@ def decode_rows(
 
 def streamed(
     dataset: Dataset, splits: Sequence[str], config: Config
-) -> Iterator[tuple["ray.ObjectRef[pa.Table]", int]]:
+) -> Generator[tuple["ray.ObjectRef[pa.Table]", int], None, None]:
     """Yield decoded blocks and their rows, in stored order, as fast as they are taken.
 
     Ray Data decodes no further ahead than a bound on the object store allows, which does

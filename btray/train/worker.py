@@ -98,7 +98,8 @@ class Worker:
     def run(self) -> None:
         """Train epoch by epoch, reporting global metrics and a checkpoint after each."""
         self._restore()
-        self.post(Update(kind="attempt", epoch=self.progress.next_epoch))
+        reached = self.progress
+        self.post(Update(kind="attempt", epoch=reached.next_epoch, step=reached.next_step))
         train = self.config.train
         while self.progress.next_epoch < train.epochs:
             if self.progress.exhausted(train.patience):
