@@ -21,7 +21,6 @@ import argparse
 import io
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
+from measuring import replicate
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -45,7 +45,7 @@ from btray.core.allocator import keep_freed_memory
 from btray.core.augment import augment, batch_generator
 from btray.core.tensors import normalise, to_unit
 from btray.data.cache import CachedRows, NodeCaches
-from btray.data.dataset import MANIFEST, Dataset
+from btray.data.dataset import Dataset
 from btray.data.decoding import Blocks, decode_rows
 from btray.data.stream import Rows, Shard
 
@@ -87,15 +87,7 @@ def replicated(folder: Path, work: Path, copies: int) -> Dataset:
     importing = ["data", "import", str(folder), str(path), "--validation", "0.05", "--test", "0.05"]
     command = [sys.executable, "-m", "btray", *importing]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["rows"] *= copies
-    for counts in manifest["counts"].values():
-        counts.update({label: count * copies for label, count in counts.items()})
-    (path / MANIFEST).write_text(json.dumps(manifest))
-    for part in list((path / "rows").iterdir()):
-        for copy in range(1, copies):
-            shutil.copy(part, part.with_name(f"{part.stem}-{copy}.parquet"))
-    return Dataset.open(str(path))
+    return replicate(path, copies)
 
 
 def measure(dataset: Dataset) -> dict[str, float]:
