@@ -3,10 +3,10 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import ray
 
@@ -66,6 +66,29 @@ def _knock(address: str) -> None:
 def usable_cores() -> int:
     """Return the connected cluster's CPUs less those kept for reading and decoding."""
     return max(1, int(ray.cluster_resources().get("CPU", 0)) - DATA_CPUS)
+
+
+def smallest_object_store() -> int:
+    """Return the bytes of the smallest object store of the connected cluster's nodes."""
+    return int(min(node["Resources"].get("object_store_memory", 0) for node in _nodes()))
+
+
+def require_node(labels: Mapping[str, str]) -> None:
+    """Raise UserError unless a live node with CPUs has all of some labels."""
+    found = [node["Labels"] for node in _nodes() if node["Resources"].get("CPU")]
+    if any(labels.items() <= node.items() for node in found):
+        return
+    wanted = ", ".join(f"{key}={value}" for key, value in labels.items())
+    keys = {key for node in found for key in node if not key.startswith("ray.io/")}
+    raise UserError(
+        f"data.node_labels: no live node has {wanted}; "
+        f"the nodes' labels: {', '.join(sorted(keys)) or 'none'}; start one with "
+        f"`ray start --labels {wanted.replace(', ', ',')}` or change data.node_labels"
+    )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def local_cores() -> int:

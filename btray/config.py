@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from btray.errors import UserError
 
@@ -65,6 +65,15 @@ class DataConfig(Section):
     """Images in one optimizer step over all workers together."""
     evaluation_batch_size: int = Field(default=128, ge=1)
     """Images in one forward pass of a training worker during validation."""
+    cache_limit: ByteSize | None = None
+    """Most bytes of decoded images (rows x image.size²) that are kept in the object store, such
+    as `2 GiB`; more are streamed through it to a file on every training node. By default three
+    tenths of the smallest node's object store."""
+    cache_dir: str | None = None
+    """Folder for that file on each training node; by default the node's TMPDIR or /tmp."""
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels, such as `{btray.io/role: data}`, of the nodes that read and decode; by
+    default all do."""
 
 
 class AugmentConfig(Section):
@@ -132,6 +141,8 @@ class TrainConfig(Section):
     """`auto` gives every worker a GPU when the cluster has enough of them."""
     max_failures: int = Field(default=3, ge=0)
     """Times a lost worker, node or process is replaced and the last checkpoint resumed."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints within an epoch; 0 makes one at the end of each epoch only."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints with the best validation macro-F1 that are kept, besides the latest."""
 

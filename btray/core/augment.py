@@ -5,6 +5,8 @@ augmented alike wherever and whenever it is made again.
 """
 
 import math
+from functools import cache
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from btray.config import AugmentConfig
+
+_TAPE: Final = 2**22
+"""Values of noise, drawn once a process: four times the pixels of the largest image."""
 
 
 def batch_generator(seed: int, epoch: int, rank: int, step: int) -> torch.Generator:
@@ -48,8 +53,22 @@ def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> Te
 
 
 def _warp(images: Tensor, maps: Tensor) -> Tensor:
-    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, align_corners=False)
+    return functional.grid_sample(images, _grid(maps, *images.shape[2:]), align_corners=False)
+
+
+def _grid(maps: Tensor, height: int, width: int) -> Tensor:
+    """Apply maps [count, 2, 3] to every pixel: [count, height, width, 2].
+
+    As `affine_grid` in a fifth of its time: with points as complex numbers an affine map is
+    one sum of what comes from the column and what comes from the row.
+    """
+    right, down = (
+        (torch.arange(side, device=maps.device) * 2 + 1) / side - 1 for side in (width, height)
+    )
+    across, along, shift = torch.view_as_complex(maps.transpose(1, 2).contiguous()).unbind(1)
+    columns = across[:, None] * right
+    rows = along[:, None] * down + shift[:, None]
+    return torch.view_as_real(columns[:, None, :] + rows[:, :, None])
 
 
 def _change_intensity(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -64,12 +83,27 @@ def _change_intensity(images: Tensor, config: AugmentConfig, generator: torch.Ge
         1 + draw(config.brightness),
     )
     if config.gamma:
-        images = images.clamp_(min=1e-6).pow_(gamma)
+        # As `pow`, which takes three times as long.
+        images = images.clamp_(min=1e-6).log_().mul_(gamma).exp_()
     centre = images.mean(dim=(1, 2, 3), keepdim=True)
     # Contrast around the mean, then brightness as a factor, so that black stays about black.
     images = torch.addcmul(centre * (1 - contrast) * brightness, images, contrast * brightness)
     if config.noise:
         strength = draw(config.noise).abs()
-        noise = torch.empty_like(images, device="cpu").normal_(generator=generator).to(device)
-        images = images.addcmul_(noise, strength)
+        images = images.addcmul_(_noise(images, generator), strength)
     return images.clamp_(0, 1)
+
+
+def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard normal noise like the images: for each a random piece of a long tape.
+
+    To draw every value anew takes a sixth of the augmentation.
+    """
+    tape, size = _tape(images.device), images[0].numel()
+    starts = torch.randint(_TAPE - size, (len(images),), generator=generator).tolist()
+    return torch.stack([tape[start : start + size] for start in starts]).view_as(images)
+
+
+@cache
+def _tape(device: torch.device) -> Tensor:
+    return torch.randn(_TAPE, generator=torch.Generator().manual_seed(0)).to(device)

@@ -38,11 +38,15 @@ class ImageError(ValueError):
         self.code = code
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes, at_least: int | None = None) -> NDArray[np.uint8]:
     """Return the grey pixels [height, width] of one encoded image, upright by its EXIF.
 
     Colour becomes luma (ITU-R 601), transparency is laid on black, 16-bit and
     floating-point pixels are scaled from their own minimum and maximum to 0..255.
+
+    With `at_least`, a JPEG comes out at a half, a quarter or an eighth of its size, whichever
+    is the smallest with no side below `at_least` pixels: its decoder averages in the frequency
+    domain, in a fraction of the time. Other formats come out whole.
 
     Raises:
         ImageError: empty, unreadable, truncated, too small, too large or animated.
@@ -56,7 +60,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         image = _open(data)
         try:
             _check_header(image)
-            _load(image, data)
+            _load(image, data, at_least)
             return _to_grey(_upright(image))
         except ImageError:
             raise
@@ -105,9 +109,9 @@ def _check_header(image: Image.Image) -> None:
         raise ImageError("several_frames", "several frames or pages; a slice is one image")
 
 
-def _load(image: Image.Image, data: bytes) -> None:
-    """Decode the pixels, of a JPEG in colour the luma alone."""
-    image.draft("L", image.size)
+def _load(image: Image.Image, data: bytes, at_least: int | None) -> None:
+    """Decode the pixels, of a JPEG in colour the luma alone and no more of them than needed."""
+    image.draft("L", (at_least, at_least) if at_least else image.size)
     image.load()
     # Zeros that fill up a broken-off JPEG decode to grey; only the end marker is missing.
     if image.format == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
@@ -130,7 +134,7 @@ def _to_grey(image: Image.Image) -> NDArray[np.uint8]:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
         image = image.convert("RGB")
-    return np.array(image.convert("L"), dtype=np.uint8)
+    return np.array(image if image.mode == "L" else image.convert("L"), dtype=np.uint8)
 
 
 def stretch(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from btray.core.bundle import Bundle
 from btray.core.calibration import calibrated, energy
-from btray.core.images import ImageError, decode
+from btray.core.images import ImageError
 from btray.core.loop import Precision, predict_logits
-from btray.core.preprocess import to_square
+from btray.core.prepare import prepare
 from btray.core.tensors import normalise, to_unit
 
 
@@ -44,7 +44,7 @@ class Predictor:
 
     def prepare(self, data: bytes) -> NDArray[np.uint8]:
         """Decode and resize one image to [size, size]; raises ImageError."""
-        return to_square(decode(data), self.bundle.card.image)
+        return prepare(data, self.bundle.card.image)
 
     def logits(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits [batch, classes] of prepared images [batch, size, size]."""

@@ -1,14 +1,16 @@
 """From decoded blocks to batches.
 
-The decoded uint8 squares of a run live as Arrow blocks in Ray's object store (which spills
-to disk), shared by all training workers of a node without a copy. Which rows form a batch
-is a pure function of (seed, epoch, step): a permutation of all training rows, cut into
-global batches, each cut over the ranks. So no row is dropped or doubled by the split, one
-worker and many see the same global batches, and an epoch starts at once.
+The decoded uint8 squares of a run live as Arrow blocks in Ray's object store, shared by all
+training workers of a node without a copy, or, beyond the cache limit, in a file of the node
+(`btray.data.cache`). Which rows form a batch is a pure function of (seed, epoch, step): a
+permutation of all training rows, cut into global batches, each cut over the ranks. So no row
+is dropped or doubled by the split, one worker and many see the same global batches, wherever
+the rows are, an epoch starts at once, and can be gone on with at any step.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,34 +21,57 @@ from numpy.typing import NDArray
 from btray.config import AugmentConfig, ImageConfig
 from btray.core.augment import augment, batch_generator
 from btray.core.tensors import normalise, to_unit
-from btray.data.decoding import Blocks
+from btray.data.cache import CachedRows, SquareFile
+from btray.data.decoding import Blocks, pixels
+
+
+class Squares(Protocol):
+    """Decoded images that can be had by number."""
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Copy some together: uint8 [rows, size, size]."""
+
+
+class SquareBlocks:
+    """Squares in the object store; nothing is copied until they are gathered."""
+
+    def __init__(self, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        self._blocks = blocks
+        self._starts = np.cumsum([0, *(len(block) for block in blocks[:-1])])
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Copy rows together: uint8 [rows, size, size]."""
+        block = np.searchsorted(self._starts, rows, side="right") - 1
+        offset = rows - self._starts[block]
+        return np.stack([self._blocks[b][o] for b, o in zip(block, offset, strict=True)])
 
 
 @dataclass
 class Rows:
-    """Decoded rows in shared memory; nothing is copied until a batch is gathered."""
+    """The decoded rows of a run, as a training worker sees them."""
 
-    squares: list[NDArray[np.uint8]]
-    """One array [rows, size, size] a block, a view of the object store."""
+    squares: Squares
+    """Their pixels."""
     labels: NDArray[np.int64]
     """Class indices [rows]."""
     splits: NDArray[np.str_]
     """Split names [rows]."""
-    starts: NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        lengths = [len(block) for block in self.squares]
-        self.starts = np.cumsum([0, *lengths[:-1]])
 
     @classmethod
-    def fetch(cls, blocks: Blocks, class_names: tuple[str, ...], size: int) -> "Rows":
-        """Map the blocks into this process."""
-        tables = [table for table in ray.get(blocks) if len(table)]
+    def fetch(cls, source: Blocks | CachedRows, class_names: tuple[str, ...], size: int) -> "Rows":
+        """Map the blocks into this process, or open the node's file."""
+        if isinstance(source, CachedRows):
+            return cls._of(SquareFile(source.path, size), [source.table], class_names)
+        tables = [table for table in ray.get(source) if len(table)]
+        chunks = [chunk for table in tables for chunk in table["square"].chunks if len(chunk)]
+        squares = SquareBlocks([pixels(chunk, size) for chunk in chunks])
+        return cls._of(squares, tables, class_names)
+
+    @classmethod
+    def _of(cls, squares: Squares, tables: list[pa.Table], class_names: tuple[str, ...]) -> "Rows":
         index = {name: number for number, name in enumerate(class_names)}
         labels = [index[label] for table in tables for label in table["label"].to_pylist()]
         splits = [split for table in tables for split in table["split"].to_pylist()]
-        chunks = [chunk for table in tables for chunk in table["square"].chunks if len(chunk)]
-        squares = [pixels(chunk, size) for chunk in chunks]
         return cls(squares, np.array(labels, dtype=np.int64), np.array(splits))
 
     def indices(self, split: str) -> NDArray[np.int64]:
@@ -55,17 +80,7 @@ class Rows:
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy rows together: uint8 [batch, size, size] and int64 labels [batch]."""
-        block = np.searchsorted(self.starts, rows, side="right") - 1
-        offset = rows - self.starts[block]
-        squares = np.stack([self.squares[b][o] for b, o in zip(block, offset, strict=True)])
-        return torch.from_numpy(squares), torch.from_numpy(self.labels[rows])
-
-
-def pixels(chunk: pa.FixedSizeBinaryArray, size: int) -> NDArray[np.uint8]:
-    """See a column of fixed-size bytes as pixels [rows, size, size] without a copy."""
-    values = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
-    area = size * size
-    return values[chunk.offset * area : (chunk.offset + len(chunk)) * area].reshape(-1, size, size)
+        return torch.from_numpy(self.squares.gather(rows)), torch.from_numpy(self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -84,11 +99,16 @@ class Shard:
         """Return the optimiser steps of an epoch; the tail of the order is left out."""
         return len(self.rows.indices("train")) // batch_size
 
-    def training(self, epoch: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield this rank's augmented, normalised share of every global batch."""
+    def training(
+        self, epoch: int, batch_size: int, start_step: int = 0
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield this rank's augmented, normalised share of every global batch.
+
+        From `start_step` on: the very batches that come there when the epoch is not cut.
+        """
         order = epoch_order(self.rows.indices("train"), self.seed, epoch)
         share = batch_size // self.world_size
-        for step in range(self.steps(batch_size)):
+        for step in range(start_step, self.steps(batch_size)):
             start = step * batch_size + self.rank * share
             squares, labels = self.rows.gather(order[start : start + share])
             images = to_unit(squares.to(self.device))

@@ -17,8 +17,7 @@ from btray.core.calibration import calibrated
 from btray.core.metrics import Scores, evaluate_probabilities, roc_points
 from btray.core.predictor import Predictor
 from btray.data.dataset import Dataset
-from btray.data.decoding import check_rows, decoded, readable, tasks
-from btray.data.stream import pixels
+from btray.data.decoding import check_rows, decoded, pixels, readable, tasks
 from btray.errors import UserError
 
 BATCH: Final = 64

@@ -1,4 +1,4 @@
-"""Where workers, driver and controller meet: decoded blocks in, progress out."""
+"""Where workers, driver and controller meet: decoded rows in, progress out."""
 
 import asyncio
 from typing import Any, TypedDict
@@ -27,20 +27,58 @@ class Update(TypedDict, total=False):
 class Board:
     """An actor that outlives worker groups; it holds references and news, no pixels."""
 
-    def __init__(self) -> None:
-        self._settled = asyncio.Event()
+    def __init__(self, workers: int) -> None:
+        self._changed = asyncio.Condition()
+        self._closed = False
         self._blocks: list[Any] | None = None
+        self._workers = workers
+        self._places: dict[int, str] = {}
+        self._unanswered = False
+        self._cached: dict[str, Any] = {}
         self._updates: list[Update] = []
 
-    async def offer(self, blocks: list[Any] | None) -> None:
-        """Hand over the references of the decoded blocks, or None: decoding failed."""
-        self._blocks = blocks
-        self._settled.set()
+    async def offer(self, blocks: list[Any]) -> None:
+        """Hand over the references of the decoded blocks, for workers on any node."""
+        async with self._changed:
+            self._blocks = blocks
+            self._changed.notify_all()
 
-    async def blocks(self) -> list[Any] | None:
-        """Wait for the decoding's end; return the blocks' references, or None if it failed."""
-        await self._settled.wait()
-        return self._blocks
+    async def offer_cached(self, rows: dict[str, Any]) -> None:
+        """Hand over the decoded rows of some nodes."""
+        async with self._changed:
+            self._cached |= rows
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """Let go whoever waits: decoding failed, or the run is over."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def rows(self, rank: int, node: str) -> Any:  # noqa: ANN401 - blocks or cached rows
+        """Wait for what a training worker on a node reads; None: there will be nothing."""
+        async with self._changed:
+            self._places[rank] = node
+            self._cached.pop(node, None)  # to be offered anew: its file may be gone
+            self._unanswered = True
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: self._closed or self._blocks is not None or node in self._cached
+            )
+            return self._cached.get(node) if self._blocks is None else self._blocks
+
+    async def nodes(self) -> set[str]:
+        """Wait until all workers of a group have asked for rows; return their nodes.
+
+        Of a group that died half asked, ranks stay until those of the next take their place.
+        None are left when the board is closed.
+        """
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self._closed or (self._unanswered and len(self._places) == self._workers)
+            )
+            self._unanswered = False
+            return set() if self._closed else set(self._places.values())
 
     async def post(self, update: Update) -> None:
         """Add a piece of news."""

@@ -42,7 +42,9 @@ def export_bundle(checkpoint: Path, directory: Path, config: Config, dataset: Da
             epoch=int(metrics["epoch"]),
         ),
         # Places may name people, and mean nothing elsewhere.
-        train_config=config.model_dump(mode="json", exclude={"run": True, "data": {"dataset"}}),
+        train_config=config.model_dump(
+            mode="json", exclude={"run": True, "data": {"dataset", "cache_dir"}}
+        ),
         weights_sha256="",
     )
     return save_bundle(directory, load_file(checkpoint / WEIGHTS), card)

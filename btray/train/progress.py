@@ -124,9 +124,11 @@ class ConsoleDisplay:
 
     def _attempt(self, update: Update) -> None:
         self.attempts += 1
-        if update["epoch"] or self.attempts > 1:
+        step = update["step"]
+        if update["epoch"] or step or self.attempts > 1:
             reason = "workers replaced; " if self.attempts > 1 else ""
-            self.console.print(f"{reason}going on with epoch {update['epoch'] + 1}")
+            within = f", step {step + 1}" if step else ""
+            self.console.print(f"{reason}going on with epoch {update['epoch'] + 1}{within}")
 
     def _step(self, update: Update) -> None:
         self.steps += 1

@@ -92,7 +92,8 @@ class RunFolder:
         storage, _ = files.split(self.uri)
         run = config.run.model_copy(update={"storage": storage, "name": self.name})
         dataset = config.data.dataset and files.absolute(config.data.dataset)
-        data = config.data.model_copy(update={"dataset": dataset})
+        cache_dir = config.data.cache_dir and files.absolute(config.data.cache_dir)
+        data = config.data.model_copy(update={"dataset": dataset, "cache_dir": cache_dir})
         return config.model_copy(update={"run": run, "data": data})
 
     def write(self, name: str, data: bytes) -> None:

@@ -22,6 +22,7 @@ from btray.core.bundle import Bundle
 from btray.core.layout import CARD, WEIGHTS
 from btray.core.layout import FOLDER as BUNDLE
 from btray.core.zoo import create_model
+from btray.data.cache import NodeCaches, fits_in_memory
 from btray.data.dataset import Dataset
 from btray.data.decoding import decode_rows
 from btray.errors import UserError
@@ -33,6 +34,7 @@ from btray.train.progress import Display, follow
 from btray.train.storage import RunFolder
 
 METRIC = "val_macro_f1"
+_SPLITS = ("train", "validation")
 DATA = "data.sha256"
 """File of a run with the content hash of its data set."""
 
@@ -85,6 +87,7 @@ def _checked(config: Config) -> Dataset:
     """Check all that can be checked before anything is made; connect to the cluster."""
     dataset = open_training_data(config)
     cluster.connect()
+    cluster.require_node(config.data.node_labels)
     with torch.device("meta"):
         create_model(config.model, len(dataset.manifest.class_names), config.image.size)
     place(config.train)
@@ -96,7 +99,7 @@ def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display |
     if display is not None:
         display.show(Update(kind="run", uri=folder.uri))
     with _ray_log(folder):
-        board = _board()
+        board = _board(config.train.workers)
         settings = {
             "config": config,
             "class_names": dataset.manifest.class_names,
@@ -116,10 +119,10 @@ def _run(config: Config, dataset: Dataset, folder: RunFolder, display: Display |
     return _finish(config, dataset, folder, result)
 
 
-def _board() -> Any:  # noqa: ANN401 - a Ray actor handle
+def _board(workers: int) -> Any:  # noqa: ANN401 - a Ray actor handle
     """Start the board on the driver's own node: no loss of another node takes it along."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return Board.options(scheduling_strategy=here).remote(workers)  # type: ignore[attr-defined]
 
 
 def _run_config(config: Config, folder: RunFolder) -> RunConfig:
@@ -141,29 +144,45 @@ def _run_config(config: Config, folder: RunFolder) -> RunConfig:
 
 @contextmanager
 def _decoding(dataset: Dataset, config: Config, board: Any) -> Iterator[None]:  # noqa: ANN401
-    """Decode beside the start of the workers, which wait for the board to have the blocks.
+    """Decode beside the workers, which wait for the board to have their rows.
 
-    When decoding fails they leave without a word, and its exception is raised at the end.
+    What fits into memory is decoded while they start. More is streamed to the nodes they
+    turn out to be on, and again to a new node when one of them is replaced. When decoding
+    fails they leave without a word, and its exception is raised at the end.
     """
     failure: list[BaseException] = []
+    provide = _provide_blocks if fits_in_memory(dataset, _SPLITS, config) else _provide_caches
 
     def decode() -> None:
-        blocks = None
         try:
-            blocks = decode_rows(dataset, ("train", "validation"), config.image)
+            provide(dataset, config, board)
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failure.append(error)
-        finally:
-            ray.get(board.offer.remote(blocks))
+            ray.get(board.close.remote())
 
     thread = threading.Thread(target=decode, name="btray-decode", daemon=True)
     thread.start()
     try:
         yield
     finally:
+        ray.get(board.close.remote())
         thread.join()
     if failure:
         raise failure[0]
+
+
+def _provide_blocks(dataset: Dataset, config: Config, board: Any) -> None:  # noqa: ANN401
+    blocks = decode_rows(dataset, _SPLITS, config.image, config.data.node_labels)
+    ray.get(board.offer.remote(blocks))
+
+
+def _provide_caches(dataset: Dataset, config: Config, board: Any) -> None:  # noqa: ANN401
+    caches = NodeCaches(dataset, _SPLITS, config)
+    try:
+        while nodes := ray.get(board.nodes.remote()):
+            ray.get(board.offer_cached.remote(caches.serve(nodes)))
+    finally:
+        caches.close()
 
 
 @contextmanager
@@ -218,4 +237,5 @@ def _finish(config: Config, dataset: Dataset, folder: RunFolder, result: Result)
 def best_checkpoint(result: Result) -> Checkpoint:
     """Return the kept checkpoint of best validation macro-F1; of equals, that of lower loss."""
     checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = result.best_checkpoints or []
-    return max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["val_loss"]))[0]
+    whole = [pair for pair in checkpoints if "val_loss" in pair[1]]  # made at an epoch's end
+    return max(whole, key=lambda pair: (pair[1][METRIC], -pair[1]["val_loss"]))[0]

@@ -4,6 +4,7 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from btray.core.optim import (
     inverse_frequency,
 )
 from btray.core.zoo import create_model
+from btray.data.cache import CachedRows
 from btray.data.decoding import Blocks
 from btray.data.stream import Rows, Shard
 from btray.train.board import Update
@@ -35,6 +37,7 @@ from btray.train.board import Update
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 PROGRESS = "progress.json"
+RANK = "rank-{:04d}.safetensors"
 VALIDATION = "validation.safetensors"
 
 
@@ -43,6 +46,8 @@ class Progress:
     """What a run has reached; stored as JSON in every checkpoint."""
 
     next_epoch: int = 0
+    next_step: int = 0
+    """Steps of that epoch already taken."""
     best_macro_f1: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
@@ -51,6 +56,7 @@ class Progress:
         """Record a finished epoch."""
         self.history.append(metrics)
         self.next_epoch += 1
+        self.next_step = 0
         if metrics["val_macro_f1"] > self.best_macro_f1:
             self.best_macro_f1 = metrics["val_macro_f1"]
             self.best_epoch = self.next_epoch - 1
@@ -69,7 +75,7 @@ class Worker:
         class_names: tuple[str, ...],
         board: Any,  # noqa: ANN401 - a Ray actor handle
         threads: int,
-        blocks: Blocks,
+        source: Blocks | CachedRows,
     ) -> None:
         context = ray.train.get_context()
         self.config, self.class_names, self.board = config, class_names, board
@@ -80,17 +86,20 @@ class Worker:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         self.network = create_model(config.model, len(class_names), config.image.size)
-        self.shard = self._shard(blocks)
+        self.shard = self._shard(source)
         self.model = self._distribute(self.network)
         self.optimizer = create_optimizer(self.network, config.train)
         self.steps = self.shard.steps(config.data.batch_size)
         self.scheduler = create_scheduler(self.optimizer, config.train, self.steps)
         self.progress = Progress()
+        self.losses = torch.empty(0, device=self.device)
+        """This rank's, of the epoch's steps before the checkpoint it goes on from."""
 
     def run(self) -> None:
         """Train epoch by epoch, reporting global metrics and a checkpoint after each."""
         self._restore()
-        self.post(Update(kind="attempt", epoch=self.progress.next_epoch))
+        reached = self.progress
+        self.post(Update(kind="attempt", epoch=reached.next_epoch, step=reached.next_step))
         train = self.config.train
         while self.progress.next_epoch < train.epochs:
             if self.progress.exhausted(train.patience):
@@ -98,8 +107,8 @@ class Worker:
             if not self._epoch(self.progress.next_epoch):
                 return
 
-    def _shard(self, blocks: Blocks) -> Shard:
-        rows = Rows.fetch(blocks, self.class_names, self.config.image.size)
+    def _shard(self, source: Blocks | CachedRows) -> Shard:
+        rows = Rows.fetch(source, self.class_names, self.config.image.size)
         return Shard(
             rows,
             self.config.image,
@@ -128,8 +137,7 @@ class Worker:
 
     def _epoch(self, epoch: int) -> bool:
         """Train and validate one epoch; return False when the loss diverged."""
-        _seed_everything([self.config.seed, epoch, self.rank])
-        started = time.perf_counter()
+        started, steps = time.perf_counter(), self.steps - self.progress.next_step
         losses = self._train(epoch)
         seconds = time.perf_counter() - started
         bad = first_non_finite(losses)
@@ -141,7 +149,7 @@ class Worker:
         metrics: dict[str, float] = {
             "epoch": float(epoch),
             "train_loss": float(losses.mean()),
-            "images_per_second": self.steps * self.config.data.batch_size / seconds,
+            "images_per_second": steps * self.config.data.batch_size / seconds,
             "learning_rate": float(self.scheduler.get_last_lr()[0]),
             **validation_metrics(logits, labels),
         }
@@ -154,23 +162,62 @@ class Worker:
         return False
 
     def _train(self, epoch: int) -> Tensor:
-        batch_size = self.config.data.batch_size
-        news = StepNews(self, epoch)
-        losses = train_epoch(
+        start, taken = self.progress.next_step, [self.losses]
+        news = StepNews(self, epoch, start)
+
+        def on_step(number: int, loss: Tensor) -> None:
+            taken.append(loss.view(1))
+            news.on_step(start + number, loss)
+            self._save_within(start + number + 1, taken)
+
+        train_epoch(
             self.model,
-            self.shard.training(epoch, batch_size),
+            self._batches(epoch, start),
             self._loss(),
             self.optimizer,
             self.scheduler,
             self.config.train,
             self.precision,
-            news.on_step,
+            on_step,
         )
+        losses, self.losses = torch.cat(taken), torch.empty(0, device=self.device)
         if self.world_size > 1:
             torch.distributed.all_reduce(losses)
             losses /= self.world_size
             distribute_bn(self.network, self.world_size, reduce=True)
         return losses.cpu()
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch from a step on, all chance set anew before each.
+
+        So what dropout draws is a function of (seed, epoch, rank, step) like the batch.
+        """
+        batches = self.shard.training(epoch, self.config.data.batch_size, start)
+        for step, batch in enumerate(batches, start):
+            _seed_everything([self.config.seed, epoch, self.rank, step])
+            yield batch
+
+    def _save_within(self, done: int, losses: list[Tensor]) -> None:
+        """Make a checkpoint after a step within the epoch, if it is time to."""
+        every = self.config.train.checkpoint_every
+        if not every or done % every or done == self.steps:
+            return
+        total = torch.cat(losses).sum()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(total)
+        if not torch.isfinite(total):
+            return  # the epoch's end will say so; the last checkpoint stays the last good one
+        self.progress.next_step = done
+        with tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                self._save(Path(folder))
+            # Running statistics differ between the ranks until the epoch's end.
+            mine = {name: value.cpu() for name, value in self.network.named_buffers()}
+            save_file(
+                {**mine, "losses": torch.cat(losses).cpu()}, Path(folder) / RANK.format(self.rank)
+            )
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"val_macro_f1": -1.0}, checkpoint=checkpoint)
 
     def _validate(self) -> tuple[Tensor, Tensor]:
         """Return logits [rows, classes] and labels [rows] of the whole validation split."""
@@ -191,16 +238,16 @@ class Worker:
             ray.train.report(metrics, checkpoint=None)
             return
         with tempfile.TemporaryDirectory() as folder:
-            self._save(Path(folder), logits, labels)
+            self._save(Path(folder))
+            save_file({"logits": logits, "labels": labels}, Path(folder) / VALIDATION)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         epochs = self.config.train.epochs
         news = Update(kind="epoch", epoch=int(metrics["epoch"]), epochs=epochs, metrics=metrics)
         self.post(news)
 
-    def _save(self, folder: Path, logits: Tensor, labels: Tensor) -> None:
+    def _save(self, folder: Path) -> None:
         weights = {k: v.contiguous().cpu() for k, v in self.network.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
-        save_file({"logits": logits, "labels": labels}, folder / VALIDATION)
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -217,6 +264,10 @@ class Worker:
             self.network.load_state_dict(load_file(directory / WEIGHTS))
             state = torch.load(directory / STATE, weights_only=True, map_location=self.device)
             self.progress = Progress(**json.loads((directory / PROGRESS).read_text()))
+            if self.progress.next_step:
+                mine = load_file(directory / RANK.format(self.rank))
+                self.losses = mine.pop("losses").to(self.device)
+                self.network.load_state_dict(mine, strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
@@ -231,18 +282,18 @@ class Worker:
 class StepNews:
     """Tells the board how an epoch goes, at the first step and then once a second."""
 
-    def __init__(self, worker: Worker, epoch: int) -> None:
-        self.worker, self.epoch = worker, epoch
+    def __init__(self, worker: Worker, epoch: int, start: int) -> None:
+        self.worker, self.epoch, self.start = worker, epoch, start
         self.started = self.told = time.perf_counter()
 
     def on_step(self, step: int, loss: Tensor) -> None:
         """Post the loss and the rate, if it is time to."""
         now = time.perf_counter()
-        if step and now - self.told < 1:
+        if step > self.start and now - self.told < 1:
             return
         self.told = now
         worker, done = self.worker, step + 1
-        pace = (now - self.started) / done
+        pace = (now - self.started) / (done - self.start)
         steps_left = (worker.config.train.epochs - self.epoch) * worker.steps - done
         worker.post(
             Update(

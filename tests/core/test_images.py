@@ -417,3 +417,46 @@ def test_mutated_images_give_pixels_or_an_image_error(data):
 def test_any_bytes_give_an_image_error(data):
     with pytest.raises(ImageError):
         decode(data)
+
+
+# What comes out smaller
+
+
+@pytest.mark.parametrize(
+    ("side", "at_least", "expected"),
+    [
+        (512, 224, 256),
+        (512, 256, 256),
+        (512, 257, 512),
+        (512, 64, 64),
+        (512, 10, 64),
+        (100, 224, 100),
+    ],
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed(side, at_least, expected):
+    whole = decode(encode(picture(0, side, side), "JPEG", quality=95))
+    reduced = decode(encode(picture(0, side, side), "JPEG", quality=95), at_least)
+    assert reduced.shape == (expected, expected)
+    averaged = whole.reshape(expected, side // expected, expected, side // expected)
+    assert_close(reduced, averaged.mean(axis=(1, 3)), 4)
+
+
+def test_no_side_comes_out_smaller_than_asked():
+    assert decode(encode(picture(0, 900, 300), "JPEG"), 224).shape == (900, 300)
+    assert decode(encode(picture(0, 900, 500), "JPEG"), 224).shape == (450, 250)
+
+
+def test_a_reduced_jpeg_is_upright_and_luma():
+    whole = encode(Image.fromarray(COLOUR).resize((256, 512)), "JPEG", exif=orientation(6))
+    assert decode(whole, 128).shape == (128, 256)
+
+
+def test_other_formats_come_out_whole():
+    assert decode(encode(GREY, "PNG"), 16).shape == GREY.shape
+
+
+def test_a_reduced_jpeg_cut_short_is_refused():
+    data = encode(picture(0, 512, 512), "JPEG")
+    for part in (30, 50, 75, 95):
+        with pytest.raises(ImageError):
+            decode(data[: len(data) * part // 100], 64)

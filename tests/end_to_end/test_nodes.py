@@ -3,6 +3,7 @@
 import pytest
 
 from btray.core.bundle import load_bundle
+from btray.data.dataset import Dataset
 
 pytestmark = pytest.mark.cluster
 
@@ -32,6 +33,55 @@ print("nodes", len(used), "epochs", len(run.history))
 ray.shutdown()
 nodes.shutdown()
 """
+
+
+LABELLED = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from btray.cluster import require_node
+from btray.config import ImageConfig, resolve_config
+from btray.data.cache import NodeCaches
+from btray.data.dataset import Dataset
+from btray.data.decoding import decoded, readable
+from btray.errors import UserError
+
+labels = {"btray.io/role": "data"}
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+nodes.add_node(num_cpus=2, labels=labels)
+nodes.wait_for_nodes()
+ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
+(where,) = (node["NodeID"] for node in ray.nodes() if labels.items() <= node["Labels"].items())
+require_node(labels)
+dataset = Dataset.open(sys.argv[1])
+with readable(dataset):
+    rows = decoded(dataset, ("train",), ImageConfig(size=32), 2, labels)
+    blocks = [block for bundle in rows.iter_internal_ref_bundles() for block in bundle.blocks]
+ran = {block.metadata.exec_stats.node_id for block in blocks}
+print("where asked", ran == {where}, "rows", sum(b.metadata.num_rows for b in blocks))
+caches = NodeCaches(dataset, ("train",), resolve_config({"image": {"size": 32}}))
+cached = caches.serve(node["NodeID"] for node in ray.nodes())
+first, second = (Path(rows.path) for rows in cached.values())
+print("a file each", first != second, "alike", first.read_bytes() == second.read_bytes())
+caches.close()
+try:
+    require_node({"btray.io/role": "date"})
+except UserError as error:
+    print(error)
+ray.shutdown()
+nodes.shutdown()
+"""
+
+
+def test_only_nodes_of_the_wanted_labels_decode_and_every_training_node_gets_the_rows(
+    run_python, phantom
+):
+    done = run_python("-c", LABELLED, phantom)
+    found, cached, refused = done.stdout.splitlines()
+    assert cached == "a file each True alike True"
+    assert found == f"where asked True rows {Dataset.open(str(phantom)).count('train')}"
+    assert refused.startswith("data.node_labels: no live node has btray.io/role=date; ")
 
 
 def test_two_nodes_train_one_job(run_python, phantom, tmp_path, train_options):

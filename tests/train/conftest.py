@@ -1,6 +1,9 @@
 """A data set any network learns in a few steps, and runs on it."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +69,33 @@ def make_config(config_in: Callable[..., Config], tmp_path: Path) -> Callable[..
     return partial(config_in, tmp_path)
 
 
+class WithinKiller:
+    """A display that kills one training worker once, past a checkpoint within an epoch."""
+
+    def __init__(self, storage: Path, epoch: int, step: int) -> None:
+        self.storage, self.epoch, self.step = storage, epoch, step
+        self.killed = False
+        self.attempts: list[tuple[int, int]] = []
+
+    def show(self, update: dict[str, object]) -> None:
+        if update["kind"] == "attempt":
+            self.attempts.append((int(update["epoch"]), int(update["step"])))
+        if update["kind"] == "step" and update["epoch"] == self.epoch and not self.killed:
+            while self.reached() < (self.epoch, self.step):
+                time.sleep(0.01)
+            self.killed = True
+            training_processes()[0].kill()
+
+    def reached(self) -> tuple[int, int]:
+        """The newest checkpoint's epoch and step."""
+        found = [(-1, -1)]
+        for path in self.storage.glob("*/checkpoint_*/progress.json"):
+            with suppress(FileNotFoundError, ValueError):  # being written, or just removed
+                progress = json.loads(path.read_text())
+                found.append((progress["next_epoch"], progress["next_step"]))
+        return max(found)
+
+
 class Killer:
     """A display that kills one training worker once, in the middle of an epoch."""
 
@@ -98,3 +128,8 @@ def cmdline(process: psutil.Process) -> list[str]:
 @pytest.fixture
 def killer() -> type[Killer]:
     return Killer
+
+
+@pytest.fixture
+def within_killer() -> type[WithinKiller]:
+    return WithinKiller

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -80,6 +81,21 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(undisturbed, make_confi
     assert len(display.attempts) == 2
     assert display.attempts[1] >= 1
     assert scores(run.history) == scores(undisturbed.history)
+
+
+def test_a_streamed_run_goes_on_within_an_epoch_as_if_undisturbed(
+    undisturbed, make_config, within_killer
+):
+    """Beyond the cache limit, with checkpoints within epochs, and killed past one of them."""
+    settings = {"train.epochs": 6, "train.checkpoint_every": 2, "data.cache_limit": 0}
+    config = make_config("within", **settings)
+    display = within_killer(Path(config.run.storage), epoch=1, step=6)
+    run = fit(config, display)
+    # A checkpoint counts once the controller has polled it: the one before the last has.
+    assert display.attempts[1] in {(1, 2), (1, 4), (1, 6), (1, 8)}
+    assert scores(run.history) == scores(undisturbed.history)
+    for name, weights in undisturbed.bundle.weights.items():
+        assert torch.equal(weights, run.bundle.weights[name]), name
 
 
 def test_a_failed_run_is_resumed(undisturbed, make_config, killer):
