@@ -15,4 +15,6 @@ def prepare(data: bytes, config: ImageConfig) -> NDArray[np.uint8]:
         ImageError: bytes that are no usable slice.
 
     """
-    return to_square(decode(data, at_least=config.size), config)
+    # A crop may leave half of the slice, and its resize should still not enlarge.
+    needed = config.size * (2 if config.crop == "head" else 1)
+    return to_square(decode(data, at_least=needed), config)
