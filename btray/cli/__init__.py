@@ -12,7 +12,7 @@ from btray.cli import data as data_command
 from btray.cli.evaluate import evaluate
 from btray.cli.predict import predict
 from btray.cli.train import train
-from btray.errors import UserError
+from btray.errors import CheckFailed, UserError
 from btray.version import __version__
 
 app = typer.Typer(
@@ -57,6 +57,8 @@ def main() -> None:
         sys.exit(app(standalone_mode=False))
     except UserError as error:
         _complain(str(error))
+    except CheckFailed as finding:
+        _complain(str(finding), code=3)
     except typer.TyperException as error:
         _complain(_usage(error))
     except typer.Abort:
@@ -72,8 +74,8 @@ def _usage(error: typer.TyperException) -> str:
     return message and f"{message}{hint}"
 
 
-def _complain(message: str) -> NoReturn:
+def _complain(message: str, code: int = 2) -> NoReturn:
     console = Console(stderr=True, soft_wrap=True, emoji=False)
     if message:
         console.print(f"btray: {message}", markup=False, highlight=False)
-    sys.exit(2)
+    sys.exit(code)

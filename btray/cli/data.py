@@ -44,11 +44,28 @@ Test = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace another data set at the destination.")
 ]
+FINDINGS = (
+    "leakage",
+    "official-leakage",
+    "conflict",
+    "near-conflict",
+    "exact-duplicates",
+    "near-duplicates",
+    "label-errors",
+    "blank",
+    "inverted",
+    "oversized-border",
+    "shortcut",
+)
 _PHASES = {
     "hash": "hashing files",
     "read": "reading and decoding",
     "group": "grouping duplicates",
     "write": "writing",
+    "images": "examining images",
+    "twins": "comparing images",
+    "labels": "predicting labels",
+    "style": "predicting labels from style",
 }
 
 
@@ -208,6 +225,38 @@ def show(
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     typer.echo(str(out))
+
+
+@app.command()
+def audit(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="Folder for audit.html and audit.json.")],
+    fail_on: Annotated[
+        str | None,
+        typer.Option(help="Findings, a,b,c, that make the command fail with exit code 3."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the cross-validation.", min=0)] = 0,
+) -> None:
+    """Look for what makes scores too good: twins, leaks, label conflicts, shortcuts."""
+    from btray.data.dataset import Dataset
+    from btray.errors import CheckFailed, UserError
+
+    opened = Dataset.open(dataset)
+    wanted = [name.strip() for name in fail_on.split(",")] if fail_on else []
+    if unknown := [name for name in wanted if name not in FINDINGS]:
+        raise UserError(f"--fail-on {unknown[0]}: not a finding; give {', '.join(FINDINGS)}")
+    with _progress() as report:
+        from btray.data.audit.audit import audit as run
+        from btray.data.audit.report import write_audit
+
+        found = write_audit(run(opened, seed, report), opened, out)
+    counts: dict[str, int] = found["findings"]
+    console = Console(soft_wrap=True, highlight=False)
+    for name, count in counts.items():
+        console.print(f"{name}: {count:,}")
+    console.print(f"report: {escape(str(out / 'audit.html'))}")
+    if failed := [f"{name} ({counts[name]:,})" for name in wanted if counts[name]]:
+        raise CheckFailed(f"{dataset}: found {', '.join(failed)}; see {out / 'audit.html'}")
 
 
 @app.command()

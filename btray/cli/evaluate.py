@@ -27,8 +27,9 @@ def evaluate(
     with loading("btray.evaluate.evaluate", "btray.evaluate.report"):
         connect()
     from btray.core.bundle import load_bundle
+    from btray.core.pages import NOTICE
     from btray.evaluate.evaluate import evaluate_bundle
-    from btray.evaluate.report import NOTICE, prepare, score_rows, write_report
+    from btray.evaluate.report import prepare, score_rows, write_report
 
     opened = load_bundle(bundle)
     directory = out or Path(f"evaluation-{split}")

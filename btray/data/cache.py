@@ -13,7 +13,7 @@ import os
 import socket
 import tempfile
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -129,7 +129,7 @@ class NodeCaches:
         self._writers: dict[str, Any] = {}
         self._rows: dict[str, CachedRows] = {}
 
-    def serve(self, nodes: Iterable[str]) -> dict[str, CachedRows]:
+    def serve(self, nodes: Collection[str]) -> dict[str, CachedRows]:
         """Return the rows on some nodes, decoding the set again for those without.
 
         A node that is lost meanwhile is left out.

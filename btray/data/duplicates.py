@@ -1,7 +1,8 @@
-"""Which images are the same, or nearly: pure numpy, no Ray."""
+"""Which images are the same, or nearly: pure numpy and threads, no Ray."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,23 +11,28 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-THUMBNAIL: Final = 32
-"""Side of the thumbnail that confirms a near duplicate, in pixels."""
-MAX_DISTANCE: Final = 12
-"""Largest Hamming distance of two 64-bit perceptual hashes of near-duplicate candidates."""
-MIN_CORRELATION: Final = 0.95
-"""Smallest correlation of two near duplicates' thumbnails.
+from btray.cluster import local_cores
+from btray.data.candidates import Candidates, find_candidates
+from btray.data.registration import glance, similarity
 
-Both were chosen by looking at pairs of the Kaggle slices. From 0.95 up, pairs are the same
-slice stored again, sharpened or brightened, or slices of one head next to each other; below
-0.93, heads of different people meet. Candidates up to distance 12 are needed for slices
-whose contrast was changed a lot.
+MIN_SIMILARITY: Final = 0.88
+"""Smallest similarity of near duplicates.
+
+Chosen by looking at pairs of the Kaggle slices. From 0.88 up, pairs are the same slice stored
+again, in whatever way, or slices of one head next to each other, mirrored ones too; from 0.85
+down, heads of different people meet.
 """
 
-_PAIRS_AT_ONCE: Final = 1 << 22
+LOOKED_AT: Final = 6
+"""Candidates of each image, the likeliest at a glance, that are compared in full."""
 
+_MIN_GLANCE: Final = 0.75
+_PAIRS_AT_ONCE: Final = 128
+_PAIRS_A_ROUND: Final = 4096
+
+Floats = NDArray[np.float32]
 Pairs = NDArray[np.int64]
-"""Row numbers [pairs, 2], the smaller first."""
+"""Row numbers [pairs, 2]."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,8 @@ class Measures:
 
     pixel_sha256: Sequence[str]
     """Hashes of the decoded pixels [n]."""
-    phash: NDArray[np.uint64]
-    """Perceptual hashes [n]."""
     thumbnails: NDArray[np.uint8]
-    """Small versions [n, THUMBNAIL, THUMBNAIL]."""
+    """The heads [n, side, side], as `btray.data.head.thumbnail` makes them."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,21 @@ def find_duplicates(
     measures: Measures,
     patients: Sequence[str | None],
     *,
-    max_distance: int = MAX_DISTANCE,
-    min_correlation: float = MIN_CORRELATION,
+    min_similarity: float = MIN_SIMILARITY,
 ) -> Duplicates:
     """Group n images: identical, nearly identical, or of the same patient.
 
-    A group's name is the first 16 hexadecimal digits of its smallest pixel hash, so it
-    does not depend on the order of the images.
+    Nearly identical is what shows the same slice however it was stored: re-encoded, resized,
+    brightened, flipped, turned, rotated by up to about 12 degrees, its border cropped or up
+    to about 15 % of the head's side cut off; and slices next to each other of one head.
+    Groups are joined over chains of such pairs.
+
+    A group's name is the first 16 hexadecimal digits of its smallest pixel hash. Neither
+    the names nor the groups depend on the order of the images.
     """
     n = len(measures.pixel_sha256)
     exact = _numbered(measures.pixel_sha256)
-    pairs = near_pairs(
-        measures.phash, measures.thumbnails, max_distance=max_distance, correlation=min_correlation
-    )
+    pairs = near_pairs(measures, min_similarity)
     near = _components(n, [_chain(measures.pixel_sha256), pairs])
     known = _chain([patient or (row,) for row, patient in enumerate(patients)])
     together = _components(n, [_chain(near.tolist()), known])
@@ -79,29 +85,64 @@ def find_duplicates(
     return Duplicates(exact, near, [smallest[group][:16] for group in together.tolist()])
 
 
-def near_pairs(
-    phash: NDArray[np.uint64],
-    thumbnails: NDArray[np.uint8],
-    *,
-    max_distance: int = MAX_DISTANCE,
-    correlation: float = MIN_CORRELATION,
-) -> Pairs:
-    """Return the pairs [pairs, 2] close in hash [n] and in thumbnail [n, 32, 32].
+def near_pairs(measures: Measures, min_similarity: float = MIN_SIMILARITY) -> Pairs:
+    """Return pairs [pairs, 2] of near duplicates that join all groups there are.
 
-    All pairs are compared, a strip of rows at a time: memory stays near 100 MB, time
-    grows with n squared (6 million comparisons of hashes take about 0.03 s).
+    A pair whose images are in one group by other pairs already is not looked at.
     """
-    shapes = _normalised(thumbnails)
-    n = len(phash)
-    strip = max(1, _PAIRS_AT_ONCE // max(1, n))
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, n, strip):
-        distance = np.bitwise_count(phash[start : start + strip, None] ^ phash[None, start:])
-        left, right = np.nonzero(distance <= max_distance)
-        ahead = right > left
-        pairs = np.stack([left[ahead], right[ahead]], axis=1) + start
-        found.append(_confirmed(pairs, shapes, correlation))
-    return np.concatenate(found)
+    # Each picture once, and in an order of its own: so the result has no other.
+    _, rows = np.unique(np.asarray(measures.pixel_sha256, dtype=str), return_index=True)
+    if len(rows) < 2:
+        return np.empty((0, 2), dtype=np.int64)
+    thumbnails = measures.thumbnails[rows]
+    candidates = shortlist(thumbnails)
+    found = np.empty((0, 2), dtype=np.int64)
+    for start in range(0, len(candidates.pairs), _PAIRS_A_ROUND):
+        some = candidates.some(slice(start, start + _PAIRS_A_ROUND))
+        group = _components(len(rows), [found])
+        some = some.some(group[some.pairs[:, 0]] != group[some.pairs[:, 1]])
+        alike = compare(thumbnails, some) >= min_similarity
+        found = np.concatenate([found, some.pairs[alike]])
+    return rows[found]
+
+
+def shortlist(thumbnails: NDArray[np.uint8]) -> Candidates:
+    """Return the pairs among n thumbnails [n, side, side] to compare, the likeliest first."""
+    candidates = find_candidates(thumbnails)
+    alike = _on_all_cores(
+        lambda first, second, starts: glance(first, second, starts[:, 0]), thumbnails, candidates
+    )
+    rank = np.minimum(*(_ranks(rows, alike) for rows in candidates.pairs.T))
+    order = np.argsort(-alike, kind="stable")
+    return candidates.some(order[(rank[order] < LOOKED_AT) & (alike[order] >= _MIN_GLANCE)])
+
+
+def compare(thumbnails: NDArray[np.uint8], candidates: Candidates) -> Floats:
+    """Return the similarity, -1..1, of candidates [n] among thumbnails."""
+    return _on_all_cores(similarity, thumbnails, candidates)
+
+
+def _on_all_cores(
+    function: Callable[[NDArray[np.uint8], NDArray[np.uint8], Floats], Floats],
+    thumbnails: NDArray[np.uint8],
+    candidates: Candidates,
+) -> Floats:
+    def part(start: int) -> Floats:
+        some = candidates.some(slice(start, start + _PAIRS_AT_ONCE))
+        first, second = some.pairs.T
+        return function(thumbnails[first], thumbnails[second], some.starts)
+
+    with ThreadPoolExecutor(local_cores()) as threads:
+        starts = range(0, len(candidates.pairs), _PAIRS_AT_ONCE)
+        return np.concatenate([np.zeros(0, np.float32), *threads.map(part, starts)])
+
+
+def _ranks(rows: NDArray[np.int64], alike: Floats) -> NDArray[np.int64]:
+    """Return the place [n] of every pair among those of the same row, from 0."""
+    order = np.lexsort((-alike, rows))
+    ranks = np.empty(len(rows), dtype=np.int64)
+    ranks[order] = np.arange(len(rows)) - np.searchsorted(rows[order], rows[order])
+    return ranks
 
 
 def count_groups(numbers: NDArray[np.int64]) -> dict[str, int]:
@@ -115,24 +156,6 @@ def count_conflicts(exact: NDArray[np.int64], labels: Sequence[str]) -> int:
     """Return how many sets of pixel-identical images carry more than one label."""
     seen = set(zip(exact.tolist(), labels, strict=True))
     return sum(count > 1 for count in Counter(group for group, _ in seen).values())
-
-
-def _normalised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return thumbnails as vectors [n, pixels] of mean 0 and length 1 (or 0, if flat)."""
-    vectors = thumbnails.reshape(len(thumbnails), THUMBNAIL * THUMBNAIL).astype(np.float32)
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors /= np.where(length > 1e-3, length, np.float32(np.inf))
-    return vectors
-
-
-def _confirmed(pairs: Pairs, shapes: NDArray[np.float32], correlation: float) -> Pairs:
-    kept = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(pairs), 1 << 13):
-        some = pairs[start : start + (1 << 13)]
-        similarity = np.einsum("ij,ij->i", shapes[some[:, 0]], shapes[some[:, 1]])
-        kept.append(some[similarity >= correlation])
-    return np.concatenate(kept)
 
 
 def _numbered(keys: Sequence[str]) -> NDArray[np.int64]:

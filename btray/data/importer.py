@@ -19,6 +19,7 @@ from btray.core.labels import CLASS_NAMES
 from btray.data import duplicates
 from btray.data.dataset import QUARANTINE, SCHEMA, SCHEMA_VERSION, Dataset, Manifest, SplitRecord
 from btray.data.duplicates import Duplicates, Measures, find_duplicates
+from btray.data.head import THUMBNAIL
 from btray.data.sources.base import Item, Rejected, Source
 from btray.data.splits import assign_splits, check_fractions, check_patients
 from btray.data.storage import Destination, Staging, staged
@@ -154,12 +155,7 @@ def _write(
 
 def _group(columns: dict[str, list[Any]]) -> Duplicates:
     pixels = np.frombuffer(b"".join(columns["thumbnail"]), dtype=np.uint8)
-    side = duplicates.THUMBNAIL
-    measures = Measures(
-        pixel_sha256=columns["pixel_sha256"],
-        phash=np.array([int(text, 16) for text in columns["phash"]], dtype=np.uint64),
-        thumbnails=pixels.reshape(-1, side, side),
-    )
+    measures = Measures(columns["pixel_sha256"], pixels.reshape(-1, THUMBNAIL, THUMBNAIL))
     return find_duplicates(measures, columns["patient_id"])
 
 
@@ -233,7 +229,7 @@ def _source_hash(
         "seed": options.seed,
         "class_names": options.class_names,
         "fractions": options.fractions,
-        "near": [duplicates.MAX_DISTANCE, duplicates.MIN_CORRELATION],
+        "near": duplicates.MIN_SIMILARITY,
         "rejected": [[entry.path, entry.code] for entry in rejected],
         "content": source.fingerprint(items),
     }

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from btray.core.head import head_box
 from btray.core.images import decode
-from btray.data.duplicates import THUMBNAIL
+from btray.data.head import thumbnail
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measured:
     mode: str
     """Colour mode as stored, in Pillow's terms: L, RGB …"""
     thumbnail: bytes
-    """Grey pixels THUMBNAIL x THUMBNAIL, uint8, each the mean of what it covers."""
+    """The head, THUMBNAIL x THUMBNAIL, uint8; see `btray.data.head.thumbnail`."""
 
 
 def measure(data: bytes) -> Measured:
@@ -44,7 +45,6 @@ def measure(data: bytes) -> Measured:
     with Image.open(io.BytesIO(data)) as header:
         mode = header.mode
     grey = Image.fromarray(pixels)
-    small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     height, width = pixels.shape
     return Measured(
         sha256=hashlib.sha256(data).hexdigest(),
@@ -53,7 +53,7 @@ def measure(data: bytes) -> Measured:
         height=height,
         width=width,
         mode=mode,
-        thumbnail=small.tobytes(),
+        thumbnail=thumbnail(pixels, head_box(pixels)).tobytes(),
     )
 
 

@@ -1,14 +1,11 @@
 """What an evaluation leaves behind: JSON, pictures, Markdown and one HTML page."""
 
-import base64
 import io
 import json
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from btray.core.bundle import Bundle, Card
 from btray.core.files import reason
 from btray.core.images import decode
+from btray.core.pages import data_uri, render
 from btray.data.dataset import Dataset
 from btray.data.sheet import draw_sheet
 from btray.errors import UserError
@@ -25,9 +23,6 @@ from btray.evaluate.evaluate import Evaluation
 
 MISTAKES: Final = 16
 """Most wrong answers shown as pictures."""
-NOTICE: Final = (
-    "Research use only. Not a medical device; not for diagnosis, treatment or triage of patients."
-)
 
 
 def write_report(
@@ -193,23 +188,16 @@ def _predictions(evaluation: Evaluation) -> bytes:
 
 
 def _render(template: str, evaluation: Evaluation, card: Card, pictures: dict[str, bytes]) -> bytes:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template(template).render(
-        notice=NOTICE,
-        card=card,
+    return render(
+        "btray.evaluate",
+        template,
+        title=f"{card.name} on the {evaluation.split} split",
         metrics=evaluation.metrics,
         rows=score_rows(evaluation.metrics),
         facts=_facts(evaluation, card),
-        pictures={name: _data_uri(data) for name, data in pictures.items()},
+        pictures={name: data_uri(data) for name, data in pictures.items()},
         captions=_CAPTIONS,
     )
-    return text.encode()
 
 
 _CAPTIONS: Final = {
@@ -251,14 +239,6 @@ def _standing(evaluation: Evaluation) -> str:
     if evaluation.split == "test":
         return "the one the model was trained on; its test split was held out"
     return "the one the model was trained on, and a split it was trained or chosen on: NOT held out"
-
-
-def _template(name: str) -> str:
-    return resources.files("btray.evaluate").joinpath("templates", name).read_text("utf-8")
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _png(figure: Figure) -> bytes:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from btray import cli
+from btray.errors import CheckFailed
 from btray.version import __version__
 
 
@@ -89,3 +90,14 @@ def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
     assert not end.value.code
     terminal.flush()
     assert terminal.buffer.getvalue() == b"\\xfc\n"
+
+
+def test_a_check_that_found_something_is_exit_code_3(monkeypatch, capsys):
+    def fail(**options):
+        raise CheckFailed("here: found leakage (2)")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 3
+    assert capsys.readouterr().err == "btray: here: found leakage (2)\n"

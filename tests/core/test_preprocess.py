@@ -128,8 +128,10 @@ def test_the_head_crop_does_not_depend_on_the_border():
     config = ImageConfig(size=64, crop="head", crop_margin=0)
     tight, wide = head(120, 100, 0, 0, 120, 100), np.zeros((300, 260), np.uint8)
     wide[90:210, 40:140] = tight
-    difference = to_square(tight, config).astype(int) - to_square(wide, config)
-    assert np.abs(difference).mean() < 2
+    squares = [to_square(image, config).ravel() for image in (tight, wide)]
+    assert np.corrcoef(squares)[0, 1] > 0.97
+    without = [to_square(image, ImageConfig(size=64)).ravel() for image in (tight, wide)]
+    assert np.corrcoef(without)[0, 1] < 0.7
 
 
 def test_the_crop_margin_is_a_share_of_the_longer_side():
@@ -149,7 +151,7 @@ def test_a_slice_without_a_head_is_not_cropped(image):
 def test_a_bright_speck_beside_the_head_is_not_part_of_it():
     image = head(200, 200, 50, 50, 100, 100)
     (_, without), *_ = stages(image, ImageConfig(crop="head"))
-    image[5:10, 5:10] = 255
+    image[5:8, 5:8] = 255
     (_, cropped), *_ = stages(image, ImageConfig(crop="head"))
     np.testing.assert_array_equal(cropped, without)
 

@@ -61,7 +61,7 @@ with readable(dataset):
 ran = {block.metadata.exec_stats.node_id for block in blocks}
 print("where asked", ran == {where}, "rows", sum(b.metadata.num_rows for b in blocks))
 caches = NodeCaches(dataset, ("train",), resolve_config({"image": {"size": 32}}))
-cached = caches.serve(node["NodeID"] for node in ray.nodes())
+cached = caches.serve([node["NodeID"] for node in ray.nodes()])
 first, second = (Path(rows.path) for rows in cached.values())
 print("a file each", first != second, "alike", first.read_bytes() == second.read_bytes())
 caches.close()
@@ -78,6 +78,7 @@ def test_only_nodes_of_the_wanted_labels_decode_and_every_training_node_gets_the
     run_python, phantom
 ):
     done = run_python("-c", LABELLED, phantom)
+    assert not done.returncode, done.stderr
     found, cached, refused = done.stdout.splitlines()
     assert cached == "a file each True alike True"
     assert found == f"where asked True rows {Dataset.open(str(phantom)).count('train')}"

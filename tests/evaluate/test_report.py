@@ -7,11 +7,11 @@ import pytest
 
 from btray.core.calibration import calibrated
 from btray.core.metrics import evaluate_probabilities, roc_points
+from btray.core.pages import NOTICE
 from btray.errors import UserError
 from btray.evaluate.evaluate import Evaluation
 from btray.evaluate.report import (
     MISTAKES,
-    NOTICE,
     _corner,
     decimal,
     draw_mistakes,

@@ -1,0 +1,1 @@
+"""The audit: what in a data set would make scores too good, or wrong."""
