@@ -68,6 +68,8 @@ def resize(image: Pixels, config: ImageConfig) -> Pixels:
     """Resize a slice [height, width] to [size, size], antialiased bilinear."""
     height, width = image.shape
     size = config.size
+    if height == width == size:
+        return image.copy()
     if config.fit == "stretch" or height == width:
         new_height, new_width = size, size
     else:
