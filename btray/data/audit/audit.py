@@ -103,7 +103,8 @@ class Audit:
             "near_duplicates": self._counted(self.near),
             "leakage": self._leaks(self.leaks, self.patient_leaks["in_use"]),
             "official_leakage": self._leaks(self.official_leaks, self.patient_leaks["official"]),
-            "label_conflicts": {name: self._counted(t) for name, t in self.conflicts.items()},
+            "label_conflicts": self._counted(self.conflicts["exact"]),
+            "near_label_conflicts": self._counted(self.conflicts["near"]),
             "label_errors": [
                 {
                     "source": self.rows["source"][error.row],
