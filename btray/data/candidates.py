@@ -7,6 +7,7 @@ all variants come from one matrix product. An inverted file (Sivic and Zisserman
 spares most comparisons: a variant is compared only with the images in the cells next to it.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
-NEIGHBOURS: Final = 50
+NEIGHBOURS: Final = 40
 """Candidates kept for each image."""
 STARTS: Final = 3
 """Variants kept for each candidate: where its registration starts from."""
@@ -31,7 +32,7 @@ _WINDOWS: Final = (
 """Crops: side and the centre's place across and down, as shares of the frame."""
 _LEAST: Final = 0.6
 """Smallest similarity of a candidate."""
-_PROBES: Final = 10
+_PROBES: Final = 5
 """Cells a variant is looked up in."""
 _ROWS_AT_ONCE: Final = 2048
 
@@ -142,7 +143,9 @@ class _Cells:
         n = len(described)
         count = max(1, round(0.8 * n**0.5))
         first = described[np.arange(count) * n // count]
-        centres, _ = kmeans2(described, first, iter=8, minit="matrix", missing="warn")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "One of the clusters is empty")
+            centres, _ = kmeans2(described, first, iter=8, minit="matrix")
         centres = _unit(np.ascontiguousarray(centres, dtype=np.float32))
         home = (described @ centres.T).argmax(axis=1)
         return cls(centres, [np.flatnonzero(home == cell) for cell in range(count)])
@@ -153,7 +156,8 @@ def _nearest(described: Floats, upright: Floats, cells: _Cells, start: int) -> I
     rows, number, size = described.shape
     flat = described.reshape(rows * number, size)
     probes = min(_PROBES, len(cells.members))
-    near = np.argpartition(-(flat @ cells.centres.T), probes - 1, axis=1)[:, :probes].ravel()
+    nearest = np.argpartition(-(flat @ cells.centres.T), probes - 1, axis=1)[:, :probes]
+    near = nearest.ravel().astype(np.uint16)  # for which numpy sorts by radix
     order = np.argsort(near, kind="stable")
     ends = np.searchsorted(near[order], np.arange(len(cells.members) + 1))
     found = []

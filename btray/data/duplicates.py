@@ -23,12 +23,12 @@ again, in whatever way, or slices of one head next to each other, mirrored ones 
 down, heads of different people meet.
 """
 
-LOOKED_AT: Final = 6
+LOOKED_AT: Final = 5
 """Candidates of each image, the likeliest at a glance, that are compared in full."""
 
-_MIN_GLANCE: Final = 0.75
+_MIN_GLANCE: Final = 0.78
 _PAIRS_AT_ONCE: Final = 128
-_PAIRS_A_ROUND: Final = 4096
+_PAIRS_A_ROUND: Final = 512
 
 Floats = NDArray[np.float32]
 Pairs = NDArray[np.int64]

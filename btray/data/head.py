@@ -6,20 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from btray.core.head import Box
+from btray.core.head import Box, head_box
 
 THUMBNAIL: Final = 64
 """Side of the thumbnail of the head, in pixels."""
 
 
-def thumbnail(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+def thumbnail(pixels: NDArray[np.uint8], box: Box | None = None) -> NDArray[np.uint8]:
     """Return the head of a slice [height, width], uint8, as [THUMBNAIL, THUMBNAIL], uint8.
 
-    The head's box (of `head_box`) is stretched to a square, the background is 0, and the
+    The head's box, looked for unless given, is stretched to a square, the background is 0, and the
     grey values are equalised (each is the share of pixels not brighter), which undoes any
     change of brightness, contrast or gamma.
     """
-    rows, columns = box
+    rows, columns = box or head_box(pixels)
     small = Image.fromarray(pixels).resize(
         (THUMBNAIL, THUMBNAIL),
         Image.Resampling.BOX,

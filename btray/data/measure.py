@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from btray.core.head import head_box
 from btray.core.images import decode
 from btray.data.head import thumbnail
 
@@ -53,7 +52,7 @@ def measure(data: bytes) -> Measured:
         height=height,
         width=width,
         mode=mode,
-        thumbnail=thumbnail(pixels, head_box(pixels)).tobytes(),
+        thumbnail=thumbnail(pixels).tobytes(),
     )
 
 

@@ -15,6 +15,8 @@ _MIN_COARSE: Final = 0.8
 _MIN_MIDDLE: Final = 0.8
 """The same on the middle level, and below it for the details there."""
 _MIN_MIDDLE_DETAILS: Final = 0.7
+_UNSURE: Final = (0.75, 0.9)
+"""Similarities between these are worth a finer registration."""
 _MIN_OVERLAP: Final = 0.5
 """Smallest share of the first image that must lie inside the second."""
 _LARGEST_STEP: Final = 0.12
@@ -30,8 +32,8 @@ def glance(first: NDArray[np.uint8], second: NDArray[np.uint8], starts: Floats) 
     It is the correlation of thumbnails a quarter of the size after two steps from the maps
     `starts` [n, 2, 3]: 50 times cheaper than `similarity`, and enough to sort by.
     """
-    one, other = (_shrunk(images.astype(np.float32), 4) for images in (first, second))
-    return _register(one / 255, other / 255, starts, steps=2)[0]
+    one, other = (_shrunk(_unit(images), 4) for images in (first, second))
+    return _register(one, other, starts, steps=2)[0]
 
 
 def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8], starts: Floats) -> Floats:
@@ -41,7 +43,7 @@ def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8], starts: Floa
     smooths away) where they overlap, best laid over one another from the maps
     `starts` [n, starts, 2, 3]. Pairs that do not meet at all are given -1.
     """
-    one, other = (images.astype(np.float32) / np.float32(255) for images in (first, second))
+    one, other = (_unit(images) for images in (first, second))
     alike = np.full(len(one), -1, dtype=np.float32)
     a, b = _shrunk(one, 4), _shrunk(other, 4)
     tries = [_register(a, b, starts[:, k], steps=2) for k in range(starts.shape[1])]
@@ -53,11 +55,14 @@ def similarity(first: NDArray[np.uint8], second: NDArray[np.uint8], starts: Floa
     score, move = _register(a, b, move[rows], steps=4)
     met = (score >= _MIN_MIDDLE) & (_alike_in_details(a, b, move) >= _MIN_MIDDLE_DETAILS)
     rows, move = rows[met], move[met]
-    _, move = _register(one[rows], other[rows], move, steps=3)
     area = np.abs(np.linalg.det(move[:, :, :2]))
     sound = (area > _SCALES[0]) & (area < _SCALES[1])
     rows, move = rows[sound], move[sound]
     alike[rows] = _alike_in_details(one[rows], other[rows], move)
+    unsure = (alike[rows] > _UNSURE[0]) & (alike[rows] < _UNSURE[1])
+    rows, move = rows[unsure], move[unsure]
+    _, move = _register(one[rows], other[rows], move, steps=3)
+    alike[rows] = np.maximum(alike[rows], _alike_in_details(one[rows], other[rows], move))
     return alike
 
 
@@ -167,6 +172,10 @@ def _details(images: Floats) -> Floats:
     side = images.shape[1]
     smooth = gaussian_filter(images, (0, 0.7, 0.7))
     return np.asarray(smooth - gaussian_filter(images, (0, side / 16, side / 16)), np.float32)
+
+
+def _unit(images: NDArray[np.uint8]) -> Floats:
+    return np.asarray(images / np.float32(255), dtype=np.float32)
 
 
 def _shrunk(images: Floats, factor: int) -> Floats:

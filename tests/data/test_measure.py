@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from btray.core.images import ImageError, decode
+from btray.data.head import thumbnail
 from btray.data.measure import measure, pixel_sha256
 
 
@@ -23,7 +24,7 @@ def test_what_is_measured(draw, encoded):
     assert found.sha256 == hashlib.sha256(data).hexdigest()
     assert found.pixel_sha256 == pixel_sha256(pixels)
     assert len(found.phash) == 16
-    assert len(found.thumbnail) == 32 * 32
+    assert found.thumbnail == thumbnail(pixels).tobytes()
 
 
 def test_same_pixels_in_another_file_have_the_same_pixel_hash(draw, encoded):

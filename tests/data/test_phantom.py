@@ -151,10 +151,9 @@ def test_different_patients_are_not_near_duplicates():
     found = [measure(encode_png(one.image)) for one in slices()]
     measures = Measures(
         [one.pixel_sha256 for one in found],
-        np.array([int(one.phash, 16) for one in found], np.uint64),
-        np.stack([np.frombuffer(one.thumbnail, np.uint8).reshape(32, 32) for one in found]),
+        np.stack([np.frombuffer(one.thumbnail, np.uint8).reshape(64, 64) for one in found]),
     )
-    pairs = near_pairs(measures.phash, measures.thumbnails)
+    pairs = near_pairs(measures)
     crossing = [
         (a, b) for a, b in pairs.tolist() if slices()[a].patient_id != slices()[b].patient_id
     ]
