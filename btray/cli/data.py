@@ -250,11 +250,15 @@ def audit(
         from btray.data.audit.report import write_audit
 
         found = write_audit(run(opened, seed, report), opened, out)
-    counts: dict[str, int] = found["findings"]
+    counts: dict[str, int | None] = found["findings"]
     console = Console(soft_wrap=True, highlight=False)
     for name, count in counts.items():
-        console.print(f"{name}: {count:,}")
+        console.print(f"{name}: {'not measured' if count is None else f'{count:,}'}")
     console.print(f"report: {escape(str(out / 'audit.html'))}")
+    if blind := [name for name in wanted if counts[name] is None]:
+        raise UserError(
+            f"{dataset}: {', '.join(blind)} cannot be measured; see {out / 'audit.html'}"
+        )
     if failed := [f"{name} ({counts[name]:,})" for name in wanted if counts[name]]:
         raise CheckFailed(f"{dataset}: found {', '.join(failed)}; see {out / 'audit.html'}")
 

@@ -50,6 +50,8 @@ _EXAMINED: Final = pa.schema(
         ("faults", pa.list_(pa.string())),
     ]
 )
+_LEAST_AGREEMENT: Final = 0.6
+"""A model that agrees with fewer labels cannot tell which are wrong."""
 _BALANCED: Final = ("plane", "sequence", "vendor", "mode", "size")
 
 
@@ -71,8 +73,10 @@ class Audit:
     """Patients in more than one split `in_use`, and in more than one `official` one."""
     conflicts: dict[str, Twins]
     """`exact` and `near` twins with more than one label."""
-    label_errors: list[LabelError]
-    """Labels that are probably wrong, the surest first."""
+    label_errors: list[LabelError] | None
+    """Labels that are probably wrong, the surest first; None when they cannot be told."""
+    agreement: float | None
+    """Share of labels that the model agrees with by which they are told."""
     faults: dict[str, list[int]]
     """Rows that are blank, inverted or mostly border."""
     shortcut: Shortcut
@@ -80,8 +84,8 @@ class Audit:
     balance: dict[str, dict[str, dict[str, int]]]
     """Rows by split, plane … and label."""
 
-    def findings(self) -> dict[str, int]:
-        """Return how much there is of each kind that `--fail-on` can name."""
+    def findings(self) -> dict[str, int | None]:
+        """Return how much there is of each kind `--fail-on` can name; None: not measured."""
         return {
             "leakage": len(self.leaks["near"].groups) + self.patient_leaks["in_use"],
             "official-leakage": len(self.official_leaks["near"].groups)
@@ -90,9 +94,9 @@ class Audit:
             "near-conflict": len(self.conflicts["near"].groups),
             "exact-duplicates": len(self.exact.groups),
             "near-duplicates": len(self.near.groups),
-            "label-errors": len(self.label_errors),
+            "label-errors": None if self.label_errors is None else len(self.label_errors),
             **{name.replace(" ", "-"): len(rows) for name, rows in self.faults.items()},
-            "shortcut": int(self.shortcut.strong),
+            "shortcut": None if self.shortcut.accuracy is None else int(self.shortcut.strong),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -112,8 +116,9 @@ class Audit:
                     "suggested": error.suggested,
                     "confidence": error.confidence,
                 }
-                for error in self.label_errors
+                for error in self.label_errors or ()
             ],
+            "label_agreement": self.agreement,
             "faults": {name: self._names(rows) for name, rows in self.faults.items()},
             "shortcut": {
                 "accuracy": self.shortcut.accuracy,
@@ -164,7 +169,7 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
     in_use = [None if split == EXCLUDED else split for split in rows["split"]]
     official, patients, labels = rows["official_split"], rows["patient_id"], rows["label"]
     report("labels", 0, 1)
-    errors = _label_errors(_pictures(examined["content"], SIDE), rows, seed)
+    errors, agreement = _label_errors(_pictures(examined["content"], SIDE), rows, seed)
     report("style", 0, 1)
     style = np.array(examined["style"].to_pylist(), dtype=np.float32).reshape(-1, len(STYLE))
     return Audit(
@@ -179,6 +184,7 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
         },
         conflicts={"exact": exact.torn(labels), "near": near.torn(labels)},
         label_errors=errors,
+        agreement=agreement,
         faults=_faults(examined["faults"].to_pylist()),
         shortcut=score_shortcut(style, STYLE, labels, rows["group_id"], seed),
         balance=_balance(rows),
@@ -237,9 +243,16 @@ def _pictures(column: pa.ChunkedArray, side: int) -> NDArray[np.uint8]:
 
 def _label_errors(
     pictures: NDArray[np.uint8], rows: dict[str, list[Any]], seed: int
-) -> list[LabelError]:
+) -> tuple[list[LabelError] | None, float | None]:
     predicted = predict_labels(pictures, rows["label"], rows["group_id"], seed)
-    return find_label_errors(predicted[0], rows["label"], predicted[1]) if predicted else []
+    if predicted is None:
+        return None, None
+    probabilities, names = predicted
+    said = [names[column] for column in probabilities.argmax(axis=1)]
+    agreement = float(np.mean([a == b for a, b in zip(said, rows["label"], strict=True)]))
+    if agreement < _LEAST_AGREEMENT:
+        return None, agreement
+    return find_label_errors(probabilities, rows["label"], names), agreement
 
 
 def _faults(found: list[list[str]]) -> dict[str, list[int]]:

@@ -168,17 +168,21 @@ def _shortcut(audit: Audit) -> Section:
 
 
 def _label_errors(audit: Audit) -> Section:
-    found = audit.label_errors
+    title, found = "Labels that may be wrong", audit.label_errors
+    if found is None:
+        why = "too few groups" if audit.agreement is None else "its labels look too much alike"
+        return Section(title, "look", f"not measured: {why} for the simple model used here", "")
     tiles = [
         (f"is {audit.rows['label'][e.row]}, looks {e.suggested} ({e.confidence:.0%})", e.row)
         for e in found[:_SINGLES]
     ]
     return Section(
-        "Labels that may be wrong",
+        title,
         "look" if found else "good",
         f"{len(found):,} images, the most suspicious first",
-        "Confident learning from cross-validated predictions of a simple model, which errs too: "
-        "candidates for a radiologist's look, not verdicts.",
+        "Confident learning from cross-validated predictions of a simple model, which agrees with "
+        f"{audit.agreement:.0%} of the labels and errs too: candidates for a radiologist's look, "
+        "not verdicts.",
         groups=[tiles] if tiles else [],
         left_out=max(0, len(found) - _SINGLES),
     )
