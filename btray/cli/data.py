@@ -65,7 +65,6 @@ _PHASES = {
     "images": "examining images",
     "twins": "comparing images",
     "labels": "predicting labels",
-    "style": "predicting labels from style",
 }
 
 
@@ -245,7 +244,12 @@ def audit(
     wanted = [name.strip() for name in fail_on.split(",")] if fail_on else []
     if unknown := [name for name in wanted if name not in FINDINGS]:
         raise UserError(f"--fail-on {unknown[0]}: not a finding; give {', '.join(FINDINGS)}")
+    from btray.cli.loading import loading
+    from btray.cluster import connect
+
     with _progress() as report:
+        with loading("btray.data.audit.audit", "btray.data.audit.report"):
+            connect()
         from btray.data.audit.audit import audit as run
         from btray.data.audit.report import write_audit
 

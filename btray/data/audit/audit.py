@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
 
 from btray.cluster import connect, usable_cores
-from btray.core.images import ImageError
-from btray.data.audit.features import SIDE, STYLE, examine
+from btray.data.audit.features import SIDE, STYLE, examine_table
 from btray.data.audit.label_errors import LabelError, find_label_errors, predict_labels
 from btray.data.audit.shortcut import Shortcut, score_shortcut
 from btray.data.audit.twins import Twins, torn_patients
@@ -21,7 +20,6 @@ from btray.data.dataset import EXCLUDED, ROWS, SPLITS, Dataset
 from btray.data.decoding import check_rows, readable, tasks
 from btray.data.duplicates import Measures, find_duplicates
 from btray.data.head import THUMBNAIL
-from btray.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 """Told the phase, and how many images of how many are done."""
@@ -41,15 +39,6 @@ _KNOWN: Final = [
     "sequence",
     "vendor",
 ]
-_EXAMINED: Final = pa.schema(
-    [
-        ("source", pa.string()),
-        ("thumbnail", pa.binary()),
-        ("content", pa.binary()),
-        ("style", pa.list_(pa.float32())),
-        ("faults", pa.list_(pa.string())),
-    ]
-)
 _LEAST_AGREEMENT: Final = 0.6
 """A model that agrees with fewer labels cannot tell which are wrong."""
 _BALANCED: Final = ("plane", "sequence", "vendor", "mode", "size")
@@ -161,17 +150,16 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
     if examined["source"].to_pylist() != rows["source"]:
         raise RuntimeError("the images came back in another order than their rows")
     report("twins", 0, 1)
-    found = find_duplicates(
-        Measures(rows["pixel_sha256"], _pictures(examined["thumbnail"], THUMBNAIL)),
-        rows["patient_id"],
-    )
-    exact, near = Twins.of(found.exact), Twins.of(found.near)
-    in_use = [None if split == EXCLUDED else split for split in rows["split"]]
-    official, patients, labels = rows["official_split"], rows["patient_id"], rows["label"]
+    measures = Measures(rows["pixel_sha256"], _pictures(examined["thumbnail"], THUMBNAIL))
+    style = np.array(examined["style"].to_pylist(), dtype=np.float32).reshape(-1, len(STYLE))
+    labels, groups = rows["label"], rows["group_id"]
+    found = find_duplicates(measures, rows["patient_id"])
     report("labels", 0, 1)
     errors, agreement = _label_errors(_pictures(examined["content"], SIDE), rows, seed)
-    report("style", 0, 1)
-    style = np.array(examined["style"].to_pylist(), dtype=np.float32).reshape(-1, len(STYLE))
+    shortcut = score_shortcut(style, STYLE, labels, groups, seed)
+    exact, near = Twins.of(found.exact), Twins.of(found.near)
+    in_use = [None if split == EXCLUDED else split for split in rows["split"]]
+    official, patients = rows["official_split"], rows["patient_id"]
     return Audit(
         rows=rows,
         exact=exact,
@@ -186,7 +174,7 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
         label_errors=errors,
         agreement=agreement,
         faults=_faults(examined["faults"].to_pylist()),
-        shortcut=score_shortcut(style, STYLE, labels, rows["group_id"], seed),
+        shortcut=shortcut,
         balance=_balance(rows),
     )
 
@@ -214,26 +202,6 @@ def _examined(dataset: Dataset, report: Progress) -> pa.Table:
             report("images", done, dataset.manifest.rows)
         check_rows(dataset, (*SPLITS, EXCLUDED), done)
     return pa.concat_tables(tables)
-
-
-def examine_table(table: pa.Table) -> pa.Table:
-    """Examine a table of `image` and `source`; returns one of _EXAMINED."""
-    rows = []
-    for data, source in zip(table["image"].to_pylist(), table["source"].to_pylist(), strict=True):
-        try:
-            found = examine(data)
-        except ImageError as error:
-            raise UserError(f"row {source}: {error}") from None
-        rows.append(
-            {
-                "source": source,
-                "thumbnail": found.thumbnail.tobytes(),
-                "content": found.content.tobytes(),
-                "style": found.style.tolist(),
-                "faults": found.faults,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=_EXAMINED)
 
 
 def _pictures(column: pa.ChunkedArray, side: int) -> NDArray[np.uint8]:

@@ -1,4 +1,7 @@
-"""What the audit measures of one image: its style with the head masked out, and its faults."""
+"""What the audit measures of one image: its style with the head masked out, and its faults.
+
+The tasks that measure load this module alone: neither Ray Data nor scikit-learn.
+"""
 
 import io
 import itertools
@@ -6,13 +9,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from btray.core.head import Box, foreground, head_box
-from btray.core.images import decode
+from btray.core.images import ImageError, decode
 from btray.data.head import thumbnail
+from btray.errors import UserError
 
 SIDE: Final = 32
 """Side of the small picture of the head that labels are predicted from, in pixels."""
@@ -27,6 +32,15 @@ _BRIGHT: Final = 128
 _SMALL_HEAD: Final = 0.3
 """Share of the image that the head's box must fill for its border not to be oversized."""
 
+_EXAMINED: Final = pa.schema(
+    [
+        ("source", pa.string()),
+        ("thumbnail", pa.binary()),
+        ("content", pa.binary()),
+        ("style", pa.list_(pa.float32())),
+        ("faults", pa.list_(pa.string())),
+    ]
+)
 STYLE: Final = (
     "height",
     "width",
@@ -127,6 +141,26 @@ def examine(data: bytes) -> Examined:
     )
 
 
+def examine_table(table: pa.Table) -> pa.Table:
+    """Examine a table of `image` and `source`; returns one of _EXAMINED."""
+    rows = []
+    for data, source in zip(table["image"].to_pylist(), table["source"].to_pylist(), strict=True):
+        try:
+            found = examine(data)
+        except ImageError as error:
+            raise UserError(f"row {source}: {error}") from None
+        rows.append(
+            {
+                "source": source,
+                "thumbnail": found.thumbnail.tobytes(),
+                "content": found.content.tobytes(),
+                "style": found.style.tolist(),
+                "faults": found.faults,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=_EXAMINED)
+
+
 def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     sides = (pixels[:_FRAME], pixels[-_FRAME:], pixels[:, :_FRAME], pixels[:, -_FRAME:])
     return np.concatenate([side.ravel() for side in sides])
@@ -134,7 +168,9 @@ def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _sharpness(pixels: NDArray[np.uint8], head: NDArray[np.bool_]) -> float:
     """Return the mean strength of edges outside the head, away from its own edge."""
-    outside = ~ndimage.binary_dilation(head, iterations=4)
+    # A blurred mask is 0 where its window holds nothing of it: a dilation, but faster.
+    blurred = Image.fromarray(head.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(4))
+    outside = np.asarray(blurred) == 0
     if not outside.any():
         return 0.0
     edges = np.abs(ndimage.laplace(pixels.astype(np.float32)))

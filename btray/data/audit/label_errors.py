@@ -15,7 +15,7 @@ from btray.data.audit.shortcut import folds
 
 _FOLDS: Final = 3
 _COMPONENTS: Final = 64
-_TREES: Final = 300
+_TREES: Final = 200
 
 
 @dataclass(frozen=True)
