@@ -21,7 +21,7 @@ from btray.data.dataset import QUARANTINE, SCHEMA, SCHEMA_VERSION, Dataset, Mani
 from btray.data.duplicates import Duplicates, Measures, find_duplicates
 from btray.data.head import THUMBNAIL
 from btray.data.sources.base import Item, Rejected, Source
-from btray.data.splits import assign_splits, check_fractions, check_patients
+from btray.data.splits import assign_splits, check_fractions, check_patients, untorn_folds
 from btray.data.storage import Destination, Staging, staged
 from btray.errors import UserError
 from btray.version import __version__
@@ -142,10 +142,13 @@ def _write(
     splits = assign_splits(
         columns["label"], found.group_id, columns["split"], options.fractions, options.seed
     )
+    columns["fold"] = untorn_folds(found.group_id, columns["fold"])
     manifest = _manifest(columns, found, splits, len(rejected), source, source_hash, options)
     report("write", 0, rows.num_rows)
     final = rows.rename_columns({"split": "official_split"})
     final = final.append_column("split", pa.array(splits))
+    number = final.schema.get_field_index("fold")
+    final = final.set_column(number, "fold", pa.array(columns["fold"], pa.int16()))
     final = final.append_column("group_id", pa.array(found.group_id))
     staging.write_rows(final.select(SCHEMA.names).cast(SCHEMA))
     staging.write_quarantine(rejected)

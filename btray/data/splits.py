@@ -90,6 +90,21 @@ def assign_folds(
     return splits, fold_of
 
 
+def untorn_folds(groups: Sequence[str], folds: Sequence[int | None]) -> list[int | None]:
+    """Return a source's own folds [n] so that no group [n] stands in two of them.
+
+    Of a group in several folds only the rows of its lowest fold keep theirs.
+    """
+    lowest: dict[str, int] = {}
+    for group, fold in zip(groups, folds, strict=True):
+        if fold is not None:
+            lowest[group] = min(fold, lowest.get(group, fold))
+    return [
+        fold if fold is None or fold == lowest[group] else None
+        for group, fold in zip(groups, folds, strict=True)
+    ]
+
+
 def _check_folds(test: float, folds: int) -> None:
     if not 0 <= test < 1:
         raise UserError(f"share of test {test:g}: must be at least 0 and below 1")

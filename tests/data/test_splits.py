@@ -11,6 +11,7 @@ from btray.data.splits import (
     check_fractions,
     check_patients,
     stratify,
+    untorn_folds,
 )
 from btray.errors import UserError
 
@@ -221,3 +222,13 @@ def test_a_patient_in_two_official_splits_is_reported():
     check_patients("here", ["p1", "p2", "p1", "p2", None], official)
     with pytest.raises(UserError, match=r"here: 1 patient stands in .*1 in test and train"):
         check_patients("here", ["p1", "p2", "p2", "p3", None], official)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([None, 0, 1, 2]))))
+def test_no_group_stands_in_two_of_a_sources_own_folds(pairs):
+    groups, folds = [group for group, _ in pairs], [fold for _, fold in pairs]
+    kept = untorn_folds(groups, folds)
+    placed = {(g, f) for g, f in zip(groups, kept, strict=True) if f is not None}
+    assert len(placed) == len({group for group, _ in placed})
+    assert {g for g, _ in placed} == {g for g, f in pairs if f is not None}
+    assert all(new in (None, old) for old, new in zip(folds, kept, strict=True))
