@@ -53,7 +53,7 @@ def published(folder, draw, count=18):
         image = draw(number).astype(np.int16) * 20
         data = cjdata(image, label=(number - 1) % 3 + 1, patient=f"{(number - 1) // 3 * 7 + 100}")
         (folder / f"{number}.mat").write_bytes(data)
-    folds = np.arange(count) % 5 + 1
+    folds = np.arange(count) // 3 % 5 + 1  # by patient, as published
     savemat(folder / "cvind.mat", {"cvind": folds.reshape(-1, 1).astype(float)})
     return folder
 
@@ -89,7 +89,7 @@ def test_rows(folder, load, draw):
         "glioma",
         "pituitary",
     ]
-    assert [by_name[f"{n}.mat"]["fold"] for n in range(1, 8)] == [0, 1, 2, 3, 4, 0, 1]
+    assert [by_name[f"{n}.mat"]["fold"] for n in range(1, 8)] == [0, 0, 0, 1, 1, 1, 2]
     assert {row["sequence"] for row in rows} == {"T1ce"}
     assert len({row["patient_id"] for row in rows}) == 6
     assert by_name["1.mat"]["patient_id"] == by_name["3.mat"]["patient_id"] != "100"
