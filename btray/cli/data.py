@@ -88,7 +88,9 @@ def import_(
     every: options.Every = 1,
     validation: Validation = 0.15,
     test: Test = 0.15,
-    seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the assignment to splits.", min=0, max=2**32 - 1)
+    ] = 0,
     exclude: options.Exclude = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail when a file cannot be used.")
@@ -141,7 +143,9 @@ def download(
 def phantom(
     destination: Destination,
     images: Annotated[int, typer.Option(help="Slices over all patients.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the patients and of the splits.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the patients and of the splits.", min=0, max=2**32 - 1)
+    ] = 0,
     validation: Validation = 0.15,
     test: Test = 0.15,
     overwrite: Overwrite = False,
@@ -165,7 +169,7 @@ def split(
     folds: Annotated[
         int, typer.Option(help="Folds for cross-validation; 0: one holdout.", min=0)
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the assignment.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment.", min=0, max=2**32 - 1)] = 0,
     official: Annotated[
         bool,
         typer.Option("--official/--ignore-official", help="Keep the source's own splits, or not."),
@@ -197,7 +201,7 @@ def show(
     per_class: Annotated[
         int | None, typer.Option(help="Slices of each class: 8, or 1 with --stages.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the choice.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.", min=0, max=2**32 - 1)] = 0,
     stages: Annotated[
         bool, typer.Option("--stages", help="Draw each slice through every stage of preprocessing.")
     ] = False,
@@ -234,7 +238,9 @@ def audit(
         str | None,
         typer.Option(help="Findings, a,b,c, that make the command fail with exit code 3."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the cross-validation.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the cross-validation.", min=0, max=2**32 - 1)
+    ] = 0,
 ) -> None:
     """Look for what makes scores too good: twins, leaks, label conflicts, shortcuts."""
     from btray.data.dataset import Dataset
@@ -327,7 +333,10 @@ def _print_summary(console: Console, manifest: "Manifest") -> None:
     ):
         console.print(f"{name}: {found['groups']:,} groups, {found['images']:,} images")
     if manifest.split.folds:
-        own = " (the source's own)" if manifest.split.official_folds else ""
+        own = ""
+        if manifest.split.official_folds:
+            lost = manifest.split.out_of_folds
+            own = f" (the source's own; {lost:,} images whose twins are in another left out)"
         console.print(f"folds: {manifest.split.folds}{own}")
     console.print(f"label conflicts: {manifest.label_conflicts:,}")
     console.print(f"excluded: {sum(manifest.counts.get('excluded', {}).values()):,}")

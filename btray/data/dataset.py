@@ -1,5 +1,6 @@
 """The Parquet data set: its schema, its manifest, and opening one."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ class SplitRecord(Section):
     """Folds for cross-validation; 0 for none."""
     official_folds: bool = False
     """Whether the folds are the source's own."""
+    out_of_folds: int = 0
+    """Rows taken out of the source's own folds: their twins stand in another one."""
     assignment_hash: str
     """SHA-256 over (sha256, split, fold) of the sorted rows."""
 
@@ -129,6 +132,18 @@ class Dataset:
     def count(self, split: str) -> int:
         """Return the number of rows of one split."""
         return sum(self.manifest.counts.get(split, {}).values())
+
+    def order_hash(self) -> str:
+        """Return the SHA-256 of contents, labels and splits of all rows in stored order.
+
+        Raises:
+            UserError: rows missing or damaged.
+
+        """
+        digest = hashlib.sha256()
+        for column in self.table(["sha256", "label", "split"]).columns:
+            digest.update("\n".join(column.to_pylist()).encode() + b"\0")
+        return digest.hexdigest()
 
     def table(self, columns: list[str], split: str | None = None) -> pa.Table:
         """Read columns of all rows, or of one split, in stored order.

@@ -85,6 +85,26 @@ def find_duplicates(
     return Duplicates(exact, near, [smallest[group][:16] for group in together.tolist()])
 
 
+def people(patients: Sequence[str | None], studies: Sequence[str | None]) -> list[str | None]:
+    """Return who each of n images is of, as far as its patient or its study tells.
+
+    Images of one patient or of one study are of one person, over chains of both: a study in
+    which some files lack the patient's identifier, or have another, stays together.
+    """
+    keys = [p or s for p, s in zip(patients, studies, strict=True)]
+    unknown = [key is None for key in keys]
+    chains = [
+        _chain([value or (row,) for row, value in enumerate(values)])
+        for values in (patients, studies)
+    ]
+    names: dict[int, str] = {}
+    together = _components(len(keys), chains).tolist()
+    for number, key in zip(together, keys, strict=True):
+        if key is not None:
+            names[number] = min(key, names.get(number, key))
+    return [None if un else names[number] for un, number in zip(unknown, together, strict=True)]
+
+
 def near_pairs(measures: Measures, min_similarity: float = MIN_SIMILARITY) -> Pairs:
     """Return pairs [pairs, 2] of near duplicates that join all groups there are.
 

@@ -136,13 +136,18 @@ def _write(
         raise UserError(f"{source.place}: no usable image{first}")
     report("group", 0, rows.num_rows)
     columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "image"}
+    persons = duplicates.people(columns["patient_id"], columns["study_id"])
     if not options.exclude_from_train_what_is_in_test:
-        check_patients(source.place, columns["patient_id"], columns["split"])
-    found = _group(columns)
+        check_patients(source.place, persons, columns["split"])
+        folds = [None if fold is None else f"fold {fold}" for fold in columns["fold"]]
+        check_patients(source.place, persons, folds)
+    found = _group(columns, persons)
     splits = assign_splits(
         columns["label"], found.group_id, columns["split"], options.fractions, options.seed
     )
-    columns["fold"] = untorn_folds(found.group_id, columns["fold"])
+    official_folds = columns["fold"]
+    columns["fold"] = untorn_folds(found.group_id, official_folds)
+    columns["torn"] = [a != b for a, b in zip(official_folds, columns["fold"], strict=True)]
     manifest = _manifest(columns, found, splits, len(rejected), source, source_hash, options)
     report("write", 0, rows.num_rows)
     final = rows.rename_columns({"split": "official_split"})
@@ -156,10 +161,10 @@ def _write(
     return manifest
 
 
-def _group(columns: dict[str, list[Any]]) -> Duplicates:
+def _group(columns: dict[str, list[Any]], persons: list[str | None]) -> Duplicates:
     pixels = np.frombuffer(b"".join(columns["thumbnail"]), dtype=np.uint8)
     measures = Measures(columns["pixel_sha256"], pixels.reshape(-1, THUMBNAIL, THUMBNAIL))
-    return find_duplicates(measures, columns["patient_id"])
+    return find_duplicates(measures, persons)
 
 
 def _manifest(
@@ -187,6 +192,7 @@ def _manifest(
             fractions=options.fractions,
             official_test="test" in columns["split"],
             folds=len(set(columns["fold"]) - {None}),
+            out_of_folds=sum(columns["torn"]),
             official_folds=any(fold is not None for fold in columns["fold"]),
             assignment_hash=assignment_hash(columns["sha256"], splits, columns["fold"]),
         ),
@@ -232,6 +238,7 @@ def _source_hash(
         "seed": options.seed,
         "class_names": options.class_names,
         "fractions": options.fractions,
+        "exclude": options.exclude_from_train_what_is_in_test,
         "near": duplicates.MIN_SIMILARITY,
         "rejected": [[entry.path, entry.code] for entry in rejected],
         "content": source.fingerprint(items),

@@ -162,7 +162,7 @@ def check_patients(
         counts = ", ".join(f"{count:,} in {splits}" for splits, count in sorted(torn.items()))
         noun = "patient stands" if torn.total() == 1 else "patients stand"
         raise UserError(
-            f"{place}: {torn.total():,} {noun} in more than one official split ({counts}); "
+            f"{place}: {torn.total():,} {noun} in more than one official split or fold ({counts}); "
             "mend the splits, or give --exclude-from-train-what-is-in-test"
         )
 

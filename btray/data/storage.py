@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -28,6 +29,7 @@ _PART_BYTES: Final = 96 * 1024 * 1024
 _PARALLEL_PARTS: Final = 8
 _PARALLEL_ROWS: Final = 800
 """From this many rows on there are _PARALLEL_PARTS files or more."""
+_PART: Final = re.compile(r"part-([0-9a-f]{8}-)?\d{5}\.parquet")
 _PARTIAL: Final = ".partial-"
 _REPLACED: Final = ".replaced-"
 
@@ -73,7 +75,16 @@ class Destination:
     def replaceable(self) -> bool:
         """Say whether a data set, damaged or not, and nothing else is at the destination."""
         names = self._names()
-        return (MANIFEST in names or not self.local) and names <= {MANIFEST, QUARANTINE, ROWS}
+        if not names <= {MANIFEST, QUARANTINE, ROWS}:
+            return False
+        return MANIFEST in names or (not self.local and self._ours(ROWS in names))
+
+    def _ours(self, rows: bool) -> bool:
+        """Say whether the folder of rows of a killed import holds such rows and nothing else."""
+        if not rows:
+            return True
+        found = self.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{self.path}/{ROWS}"))
+        return all(_PART.fullmatch(entry.base_name) for entry in found)
 
     def _names(self) -> set[str]:
         try:

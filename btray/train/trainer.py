@@ -36,7 +36,7 @@ from btray.train.storage import RunFolder
 METRIC = "val_macro_f1"
 _SPLITS = ("train", "validation")
 DATA = "data.sha256"
-"""File of a run with the content hash of its data set."""
+"""File of a run with the hash of its data set's rows in their order, which batches count on."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def fit(config: Config, display: Display | None = None) -> Run:
     """
     dataset = _checked(config)
     folder, settled = RunFolder.create(config)
-    folder.write(DATA, dataset.manifest.content_hash.encode())
+    folder.write(DATA, dataset.order_hash().encode())
     return _run(settled, dataset, folder, display)
 
 
@@ -75,7 +75,7 @@ def resume(uri: str, display: Display | None = None) -> Run:
     """
     folder, config = RunFolder.reopen(uri)
     dataset = _checked(config)
-    if dataset.manifest.content_hash.encode() != folder.read(DATA):
+    if dataset.order_hash().encode() != folder.read(DATA):
         raise UserError(
             f"{dataset.uri}: not the data set this run began with: what it was trained on may now "
             "stand in test; start a new run"

@@ -6,7 +6,13 @@ import pytest
 from PIL import Image
 
 from btray.data import duplicates
-from btray.data.duplicates import Measures, count_conflicts, count_groups, find_duplicates
+from btray.data.duplicates import (
+    Measures,
+    count_conflicts,
+    count_groups,
+    find_duplicates,
+    people,
+)
 from btray.data.head import thumbnail
 
 
@@ -154,3 +160,9 @@ def test_conflicts_are_groups_with_two_labels():
 def test_no_images():
     empty = Measures([], np.zeros((0, 64, 64), np.uint8))
     assert find_duplicates(empty, []).group_id == []
+
+
+def test_a_study_stays_together_whatever_its_patient_ids():
+    patients = ["p", None, "q", None, None, "r"]
+    studies = ["s", "s", "s", "t", None, None]
+    assert people(patients, studies) == ["p", "p", "p", "t", None, "r"]

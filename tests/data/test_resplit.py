@@ -1,12 +1,12 @@
 from collections import defaultdict
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from btray.data.dataset import SCHEMA, Dataset
 from btray.data.importer import ImportOptions, run_import
 from btray.data.resplit import SplitOptions, resplit
+from btray.data.sources.detect import SourceOptions, open_source
 from btray.data.sources.imagefolder import ImageFolder
 from btray.errors import UserError
 
@@ -110,4 +110,20 @@ def test_impossible_shares_leave_the_data_set_alone(dataset):
     with pytest.raises(UserError, match="split fractions"):
         resplit(dataset, None, SplitOptions(test=0.6, validation=0.6))
     assert Dataset.open(dataset.uri).manifest == dataset.manifest
-    assert isinstance(dataset.table(["split"]), pa.Table)
+
+
+def test_a_sources_own_folds_are_not_lost_in_place(make_folder, local_reader, tmp_path):
+    root = make_folder(6)
+    files = sorted(path for path in root.rglob("*.png"))
+    lines = [f"{path},{path.parent.name},{number % 2}" for number, path in enumerate(files)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,fold", *lines]))
+    with open_source(str(tmp_path / "m.csv"), SourceOptions()) as source:
+        run_import(source, str(tmp_path / "d"), reader=local_reader)
+    dataset = Dataset.open(str(tmp_path / "d"))
+    assert dataset.manifest.split.official_folds
+    with pytest.raises(UserError, match="own folds would be lost; give --out"):
+        resplit(dataset, None, SplitOptions())
+    resplit(dataset, str(tmp_path / "other"), SplitOptions(folds=3))
+    assert Dataset.open(dataset.uri).manifest == dataset.manifest
+    with pytest.raises(UserError, match="lies inside"):
+        resplit(dataset, str(tmp_path / "d" / "inner"), SplitOptions())

@@ -18,7 +18,7 @@ from btray.data.audit.shortcut import Shortcut, score_shortcut
 from btray.data.audit.twins import Twins, torn_patients
 from btray.data.dataset import EXCLUDED, ROWS, SPLITS, Dataset
 from btray.data.decoding import check_rows, readable, tasks
-from btray.data.duplicates import Measures, find_duplicates
+from btray.data.duplicates import Measures, find_duplicates, people
 from btray.data.head import THUMBNAIL
 
 Progress = Callable[[str, int, int], None]
@@ -30,6 +30,7 @@ _KNOWN: Final = [
     "split",
     "official_split",
     "patient_id",
+    "study_id",
     "group_id",
     "pixel_sha256",
     "height",
@@ -153,13 +154,14 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
     measures = Measures(rows["pixel_sha256"], _pictures(examined["thumbnail"], THUMBNAIL))
     style = np.array(examined["style"].to_pylist(), dtype=np.float32).reshape(-1, len(STYLE))
     labels, groups = rows["label"], rows["group_id"]
-    found = find_duplicates(measures, rows["patient_id"])
+    persons = people(rows["patient_id"], rows["study_id"])
+    found = find_duplicates(measures, persons)
     report("labels", 0, 1)
     errors, agreement = _label_errors(_pictures(examined["content"], SIDE), rows, seed)
     shortcut = score_shortcut(style, STYLE, labels, groups, seed)
     exact, near = Twins.of(found.exact), Twins.of(found.near)
     in_use = [None if split == EXCLUDED else split for split in rows["split"]]
-    official, patients = rows["official_split"], rows["patient_id"]
+    official = rows["official_split"]
     return Audit(
         rows=rows,
         exact=exact,
@@ -167,8 +169,8 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
         leaks={"exact": exact.torn(in_use), "near": near.torn(in_use)},
         official_leaks={"exact": exact.torn(official), "near": near.torn(official)},
         patient_leaks={
-            "in_use": torn_patients(patients, in_use),
-            "official": torn_patients(patients, official),
+            "in_use": torn_patients(persons, in_use),
+            "official": torn_patients(persons, official),
         },
         conflicts={"exact": exact.torn(labels), "near": near.torn(labels)},
         label_errors=errors,
