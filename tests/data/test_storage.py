@@ -321,3 +321,14 @@ def test_two_imports_to_one_place_in_a_bucket_do_not_mix(bucket):
         second.write_quarantine([])
         second.write_manifest(MANIFEST)
     assert Dataset.open(bucket("three/dataset")).table(["source"]).num_rows == 1000
+
+
+def test_a_buckets_folder_of_other_rows_is_not_taken_for_a_killed_import(tmp_path):
+    rows = tmp_path / "bucket" / "d" / "rows"
+    rows.mkdir(parents=True)
+    place = Destination("s3://bucket/d", pyarrow.fs.LocalFileSystem(), str(rows.parent), False)
+    (rows / "part-0123abcd-00000.parquet").write_bytes(b"")
+    assert place.existing() is None
+    (rows / "precious.csv").write_text("x")
+    with pytest.raises(UserError, match="not free"):
+        place.existing()
