@@ -6,6 +6,7 @@ import pytest
 
 from btray.data.dataset import SCHEMA
 from btray.data.importer import quarantine
+from btray.data.sources.detect import SourceOptions, open_source
 from btray.errors import UserError
 
 
@@ -171,3 +172,10 @@ def test_no_patient_in_what_is_written(table, load, tmp_path):
     load(table)
     for path in (tmp_path / "dataset").rglob("*.json*"):
         assert "xylophon" not in json.dumps(path.read_text()).lower()
+
+
+def test_rows_without_a_patient_are_told_of(table):
+    edit(table, "patient_id", lambda number: "" if number % 3 else f"p{number}")
+    with open_source(str(table), SourceOptions()) as source:
+        (note,) = source.listing().notes
+    assert note.startswith("8 of 12 have no patient_id")

@@ -133,6 +133,16 @@ def checked_listing(
     return Listing(ordered, refused, notes)
 
 
+def without_patient(unknown: int, total: int) -> tuple[str, ...]:
+    """Tell how many items name no patient: of those, splits can only part by likeness."""
+    if not unknown:
+        return ()
+    return (
+        f"{unknown:,} of {total:,} have no patient_id and count as patients of their own: give "
+        "patient_id, or images of one patient may stand in train and in test",
+    )
+
+
 class Source(Protocol):
     """Where images come from; picklable, for `read` runs in Ray workers."""
 

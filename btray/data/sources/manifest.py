@@ -12,7 +12,7 @@ from btray.core.dicom import OLDEST
 from btray.core.images import ImageError
 from btray.core.labels import CLASS_NAMES
 from btray.core.pseudonyms import Pseudonyms
-from btray.data.sources.base import Item, Listing, Record, checked_listing
+from btray.data.sources.base import Item, Listing, Record, checked_listing, without_patient
 from btray.data.sources.labels import split_of
 from btray.data.sources.tables import Row, Table, read_table
 from btray.data.sources.tree import content_hash, fetch, printable, shown
@@ -75,7 +75,9 @@ class ManifestTable:
                     f"{table.place}: {row.where}: the same path as on {lines[item.name]}"
                 )
             items[item.name], lines[item.name] = item, row.where
-        return checked_listing(table.place, items.values(), ())
+        nameless = sum(item.patient_id is None for item in items.values())
+        notes = without_patient(nameless, len(items))
+        return checked_listing(table.place, items.values(), (), notes)
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash all that the table says and every file's bytes; the key has no part in it."""

@@ -15,7 +15,14 @@ from PIL import Image
 from btray.core.images import MAX_PIXELS, ImageError, encode_png, window
 from btray.core.labels import CLASS_NAMES
 from btray.core.pseudonyms import Pseudonyms
-from btray.data.sources.base import Item, Listing, Record, Rejected, checked_listing
+from btray.data.sources.base import (
+    Item,
+    Listing,
+    Record,
+    Rejected,
+    checked_listing,
+    without_patient,
+)
 from btray.data.sources.labels import Labels, read_labels
 from btray.data.sources.tree import Tree, shown
 from btray.errors import UserError
@@ -116,7 +123,9 @@ class NiftiTree:
                 items.append(found)
             else:
                 rejected.append(found)
-        return checked_listing(self.place, items, rejected, labels.notes(), suffix="#")
+        unknown = sum(item.patient_id == self.pseudonyms("file", item.name) for item in items)
+        notes = (*labels.notes(), *without_patient(unknown, len(items)))
+        return checked_listing(self.place, items, rejected, notes, suffix="#")
 
     def fingerprint(self, items: tuple[Item, ...]) -> str:
         """Hash names, labels, contents, patients and the settings; the key has no part in it."""
