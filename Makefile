@@ -44,6 +44,9 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/streaming_memory.py
+	$(BIN)/python benchmarks/near_duplicates.py
 
 docs: install
 	$(BIN)/pdoc --output-directory build/docs btray btray.config btray.core btray.data btray.train btray.evaluate
