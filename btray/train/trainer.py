@@ -61,8 +61,9 @@ def fit(config: Config, display: Display | None = None) -> Run:
 
     """
     dataset = _checked(config)
+    order = dataset.order_hash()
     folder, settled = RunFolder.create(config)
-    folder.write(DATA, dataset.order_hash().encode())
+    folder.write(DATA, order.encode())
     return _run(settled, dataset, folder, display)
 
 
