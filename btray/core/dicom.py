@@ -60,8 +60,13 @@ _OTHER_CONTRASTS: Final = re.compile(
     r"T2\s*\*|T2STAR|\b(DWI|DTI|ADC|TRACE|EPI|SWI|SWAN|GRE|HEMO|FFE|PERF\w*|DSC|DCE|ASL|BOLD|FMRI"
     r"|MRA|TOF|MRV|MRS|SPECTRO\w*|PD|PROTON|STIR|MAP|LOC\w*|SCOUT|SURVEY|SUB\w*)\b"
 )
-_CONTRAST_GIVEN: Final = re.compile(r"\+\s*C\b|\+\s*GD\b|\b(CE|GD|GAD\w*|POST|CONTRAST|KM|C\+)\b")
-_CONTRAST_NOT_GIVEN: Final = re.compile(r"\b(PRE|NATIV\w*|PLAIN|WITHOUT|NON|NO|W/O|WO|OHNE)\b")
+_CONTRAST_GIVEN: Final = re.compile(
+    r"\+\s*C\b|\+\s*GD\b|\bC\+|\b(CE|GD|GAD\w*|POST(GD|GAD\w*|CONTRAST|KM)?|CONTRAST|KM)\b"
+)
+_CONTRAST_NOT_GIVEN: Final = re.compile(
+    r"\b(PRE|NATIV\w*|PLAIN|WITHOUT|NON|NO|W/O|WO|OHNE)\b|\bC\+\s*/"
+)
+_FLAIR: Final = re.compile(r"FLAIR|\bDARK\s*FLUID\b")
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,9 @@ def read_frames(data: bytes) -> list[NDArray[np.uint8]]:
     """Return the grey pixels [height, width] of every frame, as a viewer first shows them.
 
     Stored values go through the rescale (or modality LUT), then through the file's first
-    VOI LUT or window, else the frame's 0.5 and 99.5 percentiles (DICOM PS3.3 C.11.1 and
-    C.11.2); MONOCHROME1 is inverted, colour becomes luma (ITU-R 601).
+    VOI LUT or window, else the frame's 0.5 and 99.5 percentiles, or where these are equal
+    its least and greatest value (DICOM PS3.3 C.11.1 and C.11.2); MONOCHROME1 is inverted,
+    colour becomes luma (ITU-R 601).
 
     Raises:
         ImageError: damaged, no decoder, too large, a rescale that is no number, or other
@@ -154,7 +160,9 @@ def read_frames(data: bytes) -> list[NDArray[np.uint8]]:
 def _reading() -> Iterator[None]:
     """Keep pydicom's warnings to itself, for they quote values, and its errors to one code."""
     logger = logging.getLogger("pydicom")
-    disabled, logger.disabled = logger.disabled, True
+    level = logger.level
+    # Its children log by themselves, and ask their parent for the level only.
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -166,7 +174,7 @@ def _reading() -> Iterator[None]:
             "unreadable", f"damaged, or not DICOM that can be read ({type(error).__name__})"
         ) from None
     finally:
-        logger.disabled = disabled
+        logger.setLevel(level)
 
 
 def _parse(data: bytes) -> "Dataset":
@@ -291,15 +299,32 @@ def _rescale(place: "Dataset", name: str, default: float) -> float:
 
 def _windowed(dataset: "Dataset", index: int, values: NDArray[np.float64]) -> NDArray[np.uint8]:
     if dataset.get("VOILUTSequence"):
-        from pydicom.pixels import apply_voi
-
-        shown = apply_voi(np.rint(values).astype(np.int64), dataset)
-        return window(shown.astype(np.float64), 0, np.iinfo(shown.dtype).max)
+        return _through_lut(dataset, values)
     place = _functional(dataset, index, "FrameVOILUTSequence") or dataset
     if "WindowCenter" in place and not place["WindowCenter"].is_empty:
         return _through_window(place, values)
     low, high = np.percentile(values, PERCENTILES)
+    if low == high:  # fewer pixels differ than the percentiles leave out
+        low, high = values.min(), values.max()
     return window(values, float(low), float(high))
+
+
+def _through_lut(dataset: "Dataset", values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Apply the first VOI LUT, whose white is of its own bits (DICOM PS3.3 C.11.2.1.1)."""
+    from pydicom.dataset import Dataset
+    from pydicom.pixels import apply_voi
+
+    item = dataset.VOILUTSequence[0]
+    entries, first, bits = (int(value) for value in item.LUTDescriptor)
+    if not 8 <= bits <= 16:
+        raise ImageError("bad_window", "its VOI LUT has not 8 to 16 bits")
+    # Told of 8 bits, pydicom looks up with 8 bits too, and wraps around after 256 entries.
+    wide, place = Dataset(), Dataset()
+    wide.LUTDescriptor = [entries, first, 16]
+    wide.add(item["LUTData"])
+    place.file_meta, place.VOILUTSequence = dataset.file_meta, [wide]
+    shown = apply_voi(np.rint(values).astype(np.int64), place)
+    return window(shown.astype(np.float64), 0, 2**bits - 1)
 
 
 def _through_window(place: "Dataset", values: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -340,7 +365,14 @@ def _acquisition(dataset: "Dataset") -> Acquisition:
 
 
 def _plane(dataset: "Dataset") -> str | None:
-    place = _functional(dataset, 0, "PlaneOrientationSequence") or dataset
+    """Return the plane that all frames have."""
+    groups = len(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    planes = {_frame_plane(dataset, index) for index in range(max(1, groups))}
+    return planes.pop() if len(planes) == 1 else None
+
+
+def _frame_plane(dataset: "Dataset", index: int) -> str | None:
+    place = _functional(dataset, index, "PlaneOrientationSequence") or dataset
     cosines = _numbers(place, "ImageOrientationPatient")
     if len(cosines) != 6:
         return None
@@ -394,7 +426,9 @@ def _sequence(dataset: "Dataset") -> str | None:
         return None
     t1 = re.search(r"\bT1(W\w*)?\b|MP\s?RAGE|\bBRAVO\b", words) is not None
     t2 = re.search(r"\bT2(W\w*)?\b", words) is not None
-    flair = "FLAIR" in words
+    flair = _FLAIR.search(words) is not None
+    if not flair and re.search(r"\bTIRM\b", words):
+        return None  # it suppresses fat or water, and does not say which
     if (t1 and t2) or (t1 and flair):
         return None
     if flair:

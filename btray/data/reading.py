@@ -85,7 +85,7 @@ def _read_item(source: Source, item: Item) -> Iterator[dict[str, Any]]:
     except ImageError as error:
         yield _refused(item.called(item.name), error.code, str(error))
     except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
+        reason = f"cannot be read: {error.strerror or type(error).__name__}"
         yield _refused(item.called(item.name), "unreadable", reason)
 
 

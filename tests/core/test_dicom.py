@@ -89,6 +89,24 @@ def test_voi_lut_goes_before_a_window(make_dicom):
     assert (frame == np.round((65535 - 64.0 * RAMP) / 65535 * 255)).all()
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_white_of_a_voi_lut_is_of_its_own_bits(make_dicom, bits):
+    item = Dataset()
+    item.LUTDescriptor = [1024, 0, bits]
+    item.LUTData = [round(n / 1023 * (2**bits - 1)) for n in range(1024)]
+    item["LUTData"].VR = "US"
+    frame = only(make_dicom(RAMP, VOILUTSequence=Sequence([item])))
+    np.testing.assert_allclose(frame, RAMP / 1023 * 255, atol=1)
+
+
+def test_a_few_bright_pixels_are_not_black(make_dicom):
+    pixels = np.full((32, 32), 7, np.uint16)
+    pixels[4, 5], pixels[6, 7] = 107, 57
+    frame = only(make_dicom(pixels))
+    assert (frame[4, 5], frame[6, 7], frame[0, 0]) == (255, 128, 0)
+    assert not only(make_dicom(np.full((32, 32), 7, np.uint16))).any()
+
+
 def test_monochrome1_is_inverted(make_dicom):
     inverted = only(make_dicom(RAMP, PhotometricInterpretation="MONOCHROME1"))
     assert (inverted == 255 - only(make_dicom(RAMP))).all()
@@ -238,6 +256,19 @@ def test_values_of_a_file_are_not_in_messages_and_logs(make_dicom, caplog, unche
     assert "P1" not in repr(header)
 
 
+def test_a_decoder_logs_nothing(make_dicom, caplog):
+    data = make_dicom(np.stack([RAMP, RAMP]), syntax=RLELossless)
+    # The last frame's RLE header says where its second segment starts.
+    place = data.rindex(b"\xfe\xff\x00\xe0") + 8 + 8
+    damaged = data[:place] + b"\x14" + data[place + 1 :]
+    logger = logging.getLogger("pydicom")
+    caplog.set_level(logging.INFO, "pydicom")
+    caplog.clear()
+    assert code(read_frames, damaged) == "unreadable"
+    assert caplog.records == []
+    assert logger.level == logging.INFO
+
+
 @pytest.mark.parametrize("data", [b"", b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM" + b"x" * 500])
 def test_damaged_headers(data):
     assert code(read_header, data) in ("unreadable", "no_pixels")
@@ -264,6 +295,24 @@ def test_a_file_cut_anywhere_is_refused(make_dicom):
 )
 def test_plane(make_dicom, cosines, plane):
     assert acquisition(make_dicom, ImageOrientationPatient=cosines).plane == plane
+
+
+@pytest.mark.parametrize(
+    ("second", "plane"), [([1, 0, 0, 0, 1, 0], "axial"), ([0, 1, 0, 0, 0, -1], None)]
+)
+def test_a_plane_is_that_of_all_frames(make_dicom, second, plane):
+    groups = []
+    for cosines in ([1, 0, 0, 0, 1, 0], second):
+        orientation, group = Dataset(), Dataset()
+        orientation.ImageOrientationPatient = cosines
+        group.PlaneOrientationSequence = Sequence([orientation])
+        groups.append(group)
+    data = make_dicom(
+        np.stack([RAMP, RAMP]),
+        sop_class=EnhancedMRImageStorage,
+        PerFrameFunctionalGroupsSequence=Sequence(groups),
+    )
+    assert read_header(data).acquisition.plane == plane
 
 
 @pytest.mark.parametrize(
@@ -311,6 +360,17 @@ def test_age(make_dicom, elements, age):
         ({"SeriesDescription": "t1_se_tra"}, "T1"),
         ({"SeriesDescription": "AX T1 POST GD"}, "T1ce"),
         ({"SeriesDescription": "T1W +C"}, "T1ce"),
+        ({"SeriesDescription": "AX T1 C+"}, "T1ce"),
+        ({"SeriesDescription": "AX T1 (C+)"}, "T1ce"),
+        ({"SeriesDescription": "T1 FSE C+ SAG"}, "T1ce"),
+        ({"SeriesDescription": "T1 POSTGD"}, "T1ce"),
+        ({"SeriesDescription": "T1 C+/C-"}, None),
+        ({"SeriesDescription": "T1 SAG POSTERIOR"}, "T1"),
+        ({"SeriesDescription": "TIRM DARK FLUID T2"}, "FLAIR"),
+        ({"SeriesDescription": "t2_tirm_tra_dark-fluid"}, "FLAIR"),
+        ({"SeriesDescription": "T2 W DARK FLUID"}, "FLAIR"),
+        ({"SeriesDescription": "TIRM"}, None),
+        ({"SeriesDescription": "T2 TIRM"}, None),
         ({"SeriesDescription": "T1", "ContrastBolusAgent": "Gadovist"}, "T1ce"),
         ({"SeriesDescription": "T1 pre", "ContrastBolusAgent": "Gadovist"}, None),
         ({"SeriesDescription": "T1", "ContrastBolusAgent": "NONE"}, "T1"),

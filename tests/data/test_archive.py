@@ -163,6 +163,30 @@ def test_a_zip_with_a_wrong_checksum(tmp_path, scratch):
     refused(path, "damaged")
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_damaged_byte_in_a_compressed_tar(tmp_path, scratch, kind):
+    entries = [(tarfile.TarInfo(f"{n}.bmp"), os.urandom(20_000)) for n in range(3)]
+    path = make_tar(tmp_path / f"a.tar.{kind}", entries, f"w:{kind}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refused(path, r"damaged, or no zip or tar archive \(\w+\)$")
+
+
+def test_a_checksum_at_the_end_is_read(tmp_path, scratch):
+    path = make_tar(tmp_path / "a.tar.gz", [(tarfile.TarInfo("a"), os.urandom(20_000))], "w:gz")
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # CRC-32 (RFC 1952)
+    path.write_bytes(data)
+    refused(path, r"damaged, or no zip or tar archive \(BadGzipFile\)$")
+
+
+def test_damage_does_not_name_the_member(tmp_path, scratch):
+    path = make_zip(tmp_path / "a.zip", [("Xylophon.png", b"content")])
+    path.write_bytes(path.read_bytes().replace(b"content", b"CONTENT", 1))
+    refused(path, r"damaged, or no zip or tar archive \(BadZipFile\)$")
+
+
 def test_no_such_archive(tmp_path, scratch):
     refused(tmp_path / "a.zip", "no such file")
 

@@ -1,3 +1,4 @@
+import pickle
 from collections import defaultdict
 from pathlib import Path
 
@@ -127,6 +128,14 @@ def test_the_key_decides_the_pseudonyms_and_nothing_else(tree, load, tmp_path, m
 
 def test_a_source_shows_no_key():
     assert "secret" not in repr(DicomTree("/x", Pseudonyms(b"secret" * 4)))
+
+
+def test_a_worker_gets_no_key_and_reads(tree):
+    source = DicomTree(str(tree), Pseudonyms(b"secret" * 4))
+    packed = pickle.dumps(source)
+    assert b"secret" not in packed
+    item = source.listing().items[0]
+    assert list(pickle.loads(packed).read(item)) == list(source.read(item))
 
 
 @pytest.mark.parametrize("key", ["patient_id", "study_uid", "series_uid", "sop_uid", "path"])

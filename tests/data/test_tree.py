@@ -9,6 +9,7 @@ from moto.server import ThreadedMotoServer
 
 from btray.core.images import ImageError
 from btray.data.sources import tree
+from btray.data.sources.base import Item
 from btray.data.sources.imagefolder import ImageFolder
 from btray.data.sources.tree import Tree, fetch, shown
 from btray.errors import UserError
@@ -189,6 +190,38 @@ def test_what_fails_once_is_tried_again(store, monkeypatch):
 
     assert tree._patiently("s3://archive/x", fails_once) == b"ok"
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("way", ["locked", "stopped"])
+def test_messages_name_no_object(store, way):
+    store.client.put_object(Bucket=store.bucket, Key="x/Xylophon/a", Body=b"1")
+    place = Tree(store.uri("x"))
+    if way == "locked":
+        store.lock(0)
+    else:
+        store.server.stop()
+    with pytest.raises(UserError, match=rf"^s3://{store.bucket}/x: (no permission|cannot)") as one:
+        place.read("Xylophon/a")
+    assert "Xylophon" not in str(one.value)
+    if way == "stopped":
+        port = int(store.address.rpartition(":")[2])
+        store.server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        store.server.start()
+
+
+def test_a_file_system_s_text_is_not_repeated(store, local_reader):
+    def fails():
+        raise OSError("AWS Error SLOW_DOWN for key 'Xylophon'")
+
+    with pytest.raises(UserError, match="after 3 tries: SLOW_DOWN; run"):
+        tree._patiently("s3://archive/x", fails)
+
+    class Failing:
+        def read(self, item):
+            raise OSError("no way to Xylophon")
+
+    (table,) = local_reader(Failing(), (Item("a", "glioma"),))
+    assert table["reason"].to_pylist() == ["cannot be read: OSError"]
 
 
 @pytest.mark.cluster

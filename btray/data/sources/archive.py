@@ -149,8 +149,18 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> None:
         else:
             _unpack_tar(archive, folder, budget)
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{budget.uri}: damaged, or no zip or tar archive ({reason})") from None
+        raise _damaged(budget, error) from None
+    except OSError as error:
+        # What the system says has a number; gzip and bz2 speak of damage without one.
+        if error.errno is not None:
+            raise
+        raise _damaged(budget, error) from None
+
+
+def _damaged(budget: _Budget, error: Exception) -> UserError:
+    """Say that an archive is damaged; the error's text may name a member, and so a patient."""
+    reason = type(error).__name__
+    return UserError(f"{budget.uri}: damaged, or no zip or tar archive ({reason})")
 
 
 def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:
@@ -177,6 +187,9 @@ def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
                     _write(source, folder / entry.name, budget)
             elif not entry.isdir():
                 raise UserError(f"{budget.uri}: holds links or devices; unpack it yourself")
+        # The checksum of what is compressed stands behind the last member.
+        while packed.fileobj and (rest := packed.fileobj.read(_CHUNK)):
+            budget.spend(len(rest))
 
 
 def _write(source: IO[bytes], target: Path, budget: _Budget) -> None:

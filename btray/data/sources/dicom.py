@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from btray.core.dicom import Header, Identifiers, is_dicom, read_frames, read_header
 from btray.core.images import ImageError, encode_png
@@ -44,6 +44,10 @@ class DicomTree:
     class_names: tuple[str, ...] = CLASS_NAMES
     """The classes a label may name."""
     kind: str = "dicom"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the key here: workers only `read`, for which it is not needed."""
+        return {**vars(self), "pseudonyms": None}
 
     @property
     def place(self) -> str:
@@ -115,7 +119,7 @@ class DicomTree:
         except ImageError as error:
             return _Seen(file.name, Tree(self.root).hash(file.name), error)
         except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
+            reason = f"cannot be read: {error.strerror or type(error).__name__}"
             return _Seen(file.name, None, ImageError("unreadable", reason))
         return _Seen(file.name, hashlib.sha256(data).hexdigest(), data)
 

@@ -107,7 +107,7 @@ class Tree:
             with Path(self.root, name).open("rb") as stream:
                 return use(stream)
         filesystem, base = _resolved(self.root)
-        called = f"{shown(self.root)}/{name}"
+        called = shown(self.root)  # the rest of the path may be a patient's name
 
         def attempt() -> Result:
             with filesystem.open_input_file(f"{base}/{name}") as stream:
@@ -190,10 +190,18 @@ def _patiently(called: str, attempt: Callable[[], Result]) -> Result:
             if pause is None:
                 raise UserError(
                     f"{called}: cannot be read after {len(_PAUSES) + 1} tries: "
-                    f"{files.reason(error)}; run the import again when the bucket answers"
+                    f"{_reason(error)}; run the import again when the bucket answers"
                 ) from None
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
+
+
+def _reason(error: OSError) -> str:
+    """Return what a bucket failed at, without its text: that names the object."""
+    code = re.search(r"(?:AWS Error |Status\()([A-Z_]+)", str(error))
+    if code is not None:
+        return code[1]
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 @lru_cache(maxsize=1024)
