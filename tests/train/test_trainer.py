@@ -156,7 +156,9 @@ def test_a_damaged_data_set_is_one_clear_line(cluster, make_config, dataset_path
     shutil.copytree(dataset_path, damaged)
     part = next((damaged / "rows").iterdir())
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"damaged/rows: missing or damaged .* import the data set") as error:
+    with pytest.raises(
+        UserError, match=r"damaged/rows: missing or damaged .* import the data set"
+    ) as error:
         fit(make_config(**{"data.dataset": str(damaged)}))
     assert "\n" not in str(error.value)
 

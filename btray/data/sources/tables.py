@@ -93,7 +93,9 @@ def read_table(uri: str) -> Table:
     try:
         data = fetch(uri)
     except OSError as error:
-        raise UserError(f"{shown(uri)}: cannot be read: {error.strerror or error}") from None
+        raise UserError(
+            f"{shown(uri)}: cannot be read: {error.strerror or type(error).__name__}"
+        ) from None
     except ImageError as error:
         raise UserError(f"{shown(uri)}: {error}") from None
     is_parquet = uri.partition("?")[0].lower().endswith(".parquet")
