@@ -1,7 +1,7 @@
 """`btray train`."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,6 +10,9 @@ from btray.cli.config import ConfigFile, Overrides
 from btray.cli.loading import loading
 from btray.config import load_config
 from btray.errors import UserError
+
+if TYPE_CHECKING:
+    from btray.train.trainer import Run
 
 
 def train(
@@ -34,7 +37,6 @@ def train(
         raise UserError("--resume goes on with the run's own settings; leave the others out")
     resolved = load_config(config, settings)
     from btray.cluster import connect
-    from btray.core.files import join
     from btray.train.inputs import open_training_data
     from btray.train.storage import RunFolder
 
@@ -54,7 +56,6 @@ def train(
         raise typer.Exit(130) from None
     from ray.train import TrainingFailedError
 
-    from btray.core.layout import FOLDER
     from btray.train.progress import ConsoleDisplay
     from btray.train.trainer import fit
     from btray.train.trainer import resume as go_on
@@ -74,6 +75,13 @@ def train(
         hint = f"; go on with: btray train --resume {display.run}" if display.run else ""
         errors.print(f"interrupted{hint}", markup=False)
         raise typer.Exit(130) from None
+    _finish(run, errors)
+
+
+def _finish(run: "Run", errors: Console) -> None:
+    """Draw the curves, tell the best epoch, and print the bundle's place on stdout."""
+    from btray.core.files import join
+    from btray.core.layout import FOLDER
     from btray.train.plots import plot_history
 
     run.folder.write("curves.png", plot_history(run.history))
