@@ -1,3 +1,4 @@
+import gzip
 import io
 import os
 import tarfile
@@ -179,6 +180,21 @@ def test_a_checksum_at_the_end_is_read(tmp_path, scratch):
     data[-8] ^= 1  # CRC-32 (RFC 1952)
     path.write_bytes(data)
     refused(path, r"damaged, or no zip or tar archive \(BadGzipFile\)$")
+
+
+@pytest.mark.parametrize("kind", ["", "gz"])
+@pytest.mark.parametrize("fault", ["a damaged header", "no end"])
+def test_a_tar_is_not_taken_for_shorter_than_it_is(tmp_path, scratch, kind, fault):
+    """What `tarfile` takes for the end of the archive."""
+    entries = [(tarfile.TarInfo(f"{n}.bmp"), os.urandom(1000)) for n in range(3)]
+    data = bytearray(make_tar(tmp_path / "whole.tar", entries).read_bytes())
+    if fault == "no end":
+        data = data[: 3 * 1536]
+    else:
+        data[1536 + 150] ^= 1  # the second member's checksum
+    path = tmp_path / f"a.tar{'.' * bool(kind)}{kind}"
+    path.write_bytes(gzip.compress(data) if kind else data)
+    refused(path, r"damaged, or no zip or tar archive \(ReadError\)$")
 
 
 def test_damage_does_not_name_the_member(tmp_path, scratch):

@@ -187,9 +187,18 @@ def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
                     _write(source, folder / entry.name, budget)
             elif not entry.isdir():
                 raise UserError(f"{budget.uri}: holds links or devices; unpack it yourself")
+        _check_end(packed)
         # The checksum of what is compressed stands behind the last member.
         while packed.fileobj and (rest := packed.fileobj.read(_CHUNK)):
             budget.spend(len(rest))
+
+
+def _check_end(packed: tarfile.TarFile) -> None:
+    """Raise TarError unless zeros follow the last member: tarfile ends at a damaged header."""
+    if packed.fileobj is not None:
+        packed.fileobj.seek(packed.offset)
+        if packed.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no end of the archive")
 
 
 def _write(source: IO[bytes], target: Path, budget: _Budget) -> None:
