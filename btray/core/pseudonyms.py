@@ -20,6 +20,8 @@ class Pseudonyms:
     """HMAC-SHA256 (RFC 2104) under one key: without the key, nobody can test a guessed name."""
 
     key: bytes = field(repr=False)
+    given: bool = True
+    """False when the key was drawn at random."""
 
     @classmethod
     def load(cls, key_file: str | None = None) -> Self:
@@ -37,7 +39,12 @@ class Pseudonyms:
         text = os.environ.get(KEY_VARIABLE)
         if text is not None:
             return cls(_long_enough(text.encode(), KEY_VARIABLE))
-        return cls(secrets.token_bytes(32))
+        return cls(secrets.token_bytes(32), given=False)
+
+    @property
+    def trace(self) -> str | None:
+        """What tells one given key from another, and nothing else about it."""
+        return self("key", "") if self.given else None
 
     def __call__(self, kind: str, identifier: str) -> str:
         """Return the pseudonym, 32 hexadecimal digits, of one kind's identifier."""

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from btray.config import Section
 from btray.core.labels import CLASS_NAMES
+from btray.core.pseudonyms import Pseudonyms
 from btray.data import duplicates
 from btray.data.dataset import QUARANTINE, SCHEMA, SCHEMA_VERSION, Dataset, Manifest, SplitRecord
 from btray.data.duplicates import Duplicates, Measures, find_duplicates
@@ -232,6 +233,7 @@ def _source_hash(
     rejected: tuple[Rejected, ...],
     options: ImportOptions,
 ) -> str:
+    pseudonyms: Pseudonyms | None = getattr(source, "pseudonyms", None)
     settings = {
         "schema_version": SCHEMA_VERSION,
         "kind": source.kind,
@@ -240,6 +242,7 @@ def _source_hash(
         "fractions": options.fractions,
         "exclude": options.exclude_from_train_what_is_in_test,
         "near": duplicates.MIN_SIMILARITY,
+        "key": pseudonyms.trace if pseudonyms else None,
         "rejected": [[entry.path, entry.code] for entry in rejected],
         "content": source.fingerprint(items),
     }

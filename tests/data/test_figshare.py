@@ -194,3 +194,15 @@ def test_its_classes_must_be_among_ones_own(folder, load):
 def test_the_key_is_not_part_of_what_identifies_the_source(folder):
     one, two = (Figshare(str(folder), Pseudonyms(key)) for key in (b"a" * 16, b"b" * 16))
     assert one.fingerprint(one.listing().items) == two.fingerprint(two.listing().items)
+
+
+def test_another_key_is_another_data_set(folder, load, monkeypatch):
+    monkeypatch.setenv("BTRAY_PSEUDONYM_KEY", "a" * 16)
+    first = load(folder).manifest
+    assert load(folder).manifest == first
+    monkeypatch.setenv("BTRAY_PSEUDONYM_KEY", "b" * 16)
+    with pytest.raises(UserError, match="other settings"):
+        load(folder)
+    monkeypatch.delenv("BTRAY_PSEUDONYM_KEY")
+    with pytest.raises(UserError, match="other settings"):
+        load(folder)
