@@ -9,12 +9,13 @@ Real slices, 224 px, batches of 32 in each of two processes of one thread, nothi
               with the same random changes; bytes in memory, decoding in every epoch
   btray       from the Parquet data set: Ray Data decodes, two actors gather, augment, normalise;
               `first` is the first epoch with all decoding, `later` one from the cache, `btray` a
-              run of EPOCHS epochs; `streamed` the same with the rows in a file of the node
+              run of as many epochs as configs/quick.yaml, the shortest configuration there is;
+              `streamed` the same with the rows in a file of the node
 
 Left out everywhere: starting processes and the first batch. The data set is imported once and its
 Parquet files are copied under other names, so that every image is decoded COPIES times. Rounds are
 interleaved, figures are medians. Ratios: `btray_vs_limit` and `btray_vs_dataloader` are of the run
-of EPOCHS epochs, `first_vs_…` and `later_vs_…` of these alone.
+of those epochs, `first_vs_…` and `later_vs_…` of these alone.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from btray.cluster import connect
-from btray.config import AugmentConfig, resolve_config
+from btray.config import AugmentConfig, load_config, resolve_config
 from btray.core.allocator import keep_freed_memory
 from btray.core.augment import augment, batch_generator
 from btray.core.tensors import normalise, to_unit
@@ -49,7 +50,8 @@ from btray.data.dataset import Dataset
 from btray.data.decoding import Blocks, decode_rows
 from btray.data.stream import Rows, Shard
 
-SIZE, BATCH, PROCESSES, EPOCHS = 224, 32, 2, 5
+SIZE, BATCH, PROCESSES = 224, 32, 2
+EPOCHS = load_config(Path(__file__).parents[1] / "configs" / "quick.yaml").train.epochs
 SPLITS = ("train",)
 CONFIG = resolve_config({"image": {"size": SIZE}, "data": {"cache_limit": 0}})
 

@@ -1,11 +1,11 @@
 """A large synthetic data set, made and trained on for one streamed epoch.
 
-Usage: python benchmarks/scale.py [--images 100000] [--size 96] [--work FOLDER]
+Usage: python benchmarks/scale.py [--images 100000] [--size 96] [--work FOLDER] [--dataset FOLDER]
 
 The phantom is generated, decoded, hashed, grouped, split and written as any import is; then
 `btray train` (btray_cnn, two workers, one epoch) with `data.cache_limit` far below the decoded
 size. Peak memory is the proportional set size of the command and of everything it started. Nothing
-is kept.
+is kept. With `--dataset` one that was made before is trained on.
 """
 
 import argparse
@@ -24,20 +24,33 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--dataset", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
-        figures = measure(Path(temporary), options.images, options.size)
+        work, figures = Path(temporary), {}
+        if options.dataset is None:
+            figures = make(work / "dataset", options.images)
+        figures |= measure(work, options.dataset or work / "dataset", options.size)
     for key, value in figures.items():
         print(f"{key:32}{value:14,.1f}")
     print(json.dumps({key: round(value, 4) for key, value in figures.items()}))
 
 
-def measure(work: Path, images: int, size: int) -> dict[str, float]:
-    """Make the data set, train an epoch, and return all figures."""
-    made = btray("data", "phantom", work / "dataset", "--images", images)
-    dataset = Dataset.open(str(work / "dataset"))
+def make(path: Path, images: int) -> dict[str, float]:
+    """Make the data set; return how long it took and how much memory."""
+    made = btray("data", "phantom", path, "--images", images)
+    return {
+        "import_seconds": made.seconds,
+        "import_images_per_second": images / made.seconds,
+        "import_peak_mib": made.peak / 2**20,
+    }
+
+
+def measure(work: Path, path: Path, size: int) -> dict[str, float]:
+    """Train an epoch, and return all figures of it."""
+    dataset = Dataset.open(str(path))
     settings = {
-        "data.dataset": work / "dataset",
+        "data.dataset": path,
         "data.cache_limit": "16 MiB",
         "run.storage": work / "runs",
         "run.name": "scale",
@@ -51,12 +64,9 @@ def measure(work: Path, images: int, size: int) -> dict[str, float]:
     (epoch,) = json.loads((work / "runs" / "scale" / "history.json").read_text())
     rows = dataset.count("train") + dataset.count("validation")
     return {
-        "images": images,
+        "images": dataset.manifest.rows,
         "size": size,
-        "import_seconds": made.seconds,
-        "import_images_per_second": images / made.seconds,
-        "import_peak_mib": made.peak / 2**20,
-        "dataset_mib": folder_bytes(work / "dataset") / 2**20,
+        "dataset_mib": folder_bytes(path) / 2**20,
         "decoded_cache_mib": rows * size**2 / 2**20,
         "first_step_seconds": trained.when("first step"),
         "train_seconds": trained.seconds,
