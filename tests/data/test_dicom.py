@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from btray.cli.data import app
 from btray.core.pseudonyms import Pseudonyms
-from btray.data.dataset import SCHEMA
+from btray.data.dataset import SCHEMA, Dataset
 from btray.data.importer import quarantine
 from btray.data.sources.dicom import DicomTree
 from btray.errors import UserError
@@ -118,11 +118,13 @@ def test_the_key_decides_the_pseudonyms_and_nothing_else(tree, load, tmp_path, m
     assert rows_of(one) == rows_of(two)
     monkeypatch.setenv("BTRAY_PSEUDONYM_KEY", "another key of a good length")
     three = load(tree, "three")
-    assert three.manifest.source_hash == one.manifest.source_hash
+    assert three.manifest.source_hash != one.manifest.source_hash
     ids = [{row["patient_id"] for row in rows_of(dataset)} for dataset in (one, three)]
     assert not ids[0] & ids[1]
-    # An import again with a new key changes nothing.
-    assert load(tree, "one").manifest == one.manifest
+    # Its rows have other pseudonyms, so it is not taken for the same data set.
+    with pytest.raises(UserError, match="other settings"):
+        load(tree, "one")
+    assert Dataset.open(str(tmp_path / "one")).manifest == one.manifest
     assert b"k" * 32 not in everything(tmp_path / "one")
 
 
