@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from btray.config import AugmentConfig
+from btray.core.style import change_style
 
 _TAPE: Final = 2**22
 """Values of noise, drawn once a process: four times the pixels of the largest image."""
@@ -29,6 +30,7 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     """Return changed copies of float32 images [batch, 1, height, width] in 0..1."""
     if not config.enabled:
         return images
+    images = change_style(images, config, generator)
     images = _warp(images, _affine(len(images), config, generator).to(images.device))
     return _change_intensity(images, config, generator)
 

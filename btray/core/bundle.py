@@ -1,10 +1,17 @@
-"""The bundle: a trained network as safetensors and JSON, the contract of all that uses it."""
+"""The bundle: a trained network as safetensors and JSON, the contract of all that uses it.
+
+It may hold several networks that answer as one; the tensors of the first are then called `0.…`,
+and so on. Beside the weights there are tensors called `detector/…`, what tells strange images, and
+`seen/…`, hashes of the images it was trained and chosen on.
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -15,11 +22,18 @@ from torch import Tensor, nn
 from btray.config import ImageConfig, ModelConfig, Section
 from btray.core import files
 from btray.core.calibration import Calibration
+from btray.core.ensemble import Ensemble
 from btray.core.layout import CARD, FOLDER, WEIGHTS
+from btray.core.seen import Seen
+from btray.core.strange import Detector
 from btray.core.zoo import create_model
 from btray.errors import UserError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 3
+"""Of what is written: 2 has `members`, `precision` and `assignment_hash`, 3 may have a detector
+and hashes."""
+READABLE: Final = (1, 2, 3)
+_DETECTOR, _SEEN = "detector/", "seen/"
 
 
 class Provenance(Section):
@@ -31,6 +45,8 @@ class Provenance(Section):
     """Git commit it was trained from; null when installed without one."""
     data_hash: str
     """Content hash of the data set."""
+    assignment_hash: str | None = None
+    """Hash of the data set's splits and folds; null in bundles of format version 1."""
     seed: int
     """Seed of the run."""
     run: str | None
@@ -39,6 +55,35 @@ class Provenance(Section):
     """Epoch of the checkpoint, from 0."""
     created: str
     """UTC, ISO 8601."""
+    initial_weights: str | None = None
+    """What the training started from: the hub, a package, or `file`; null for a random start."""
+    teacher: str | None = None
+    """Name and version of the bundle it was distilled from; null without one."""
+    refit: bool = False
+    """Trained on validation too, after a search: no score on validation says anything of it, and
+    its calibration is that of the network the search had found."""
+
+
+class Member(Section):
+    """One network of an ensemble."""
+
+    name: str
+    """What the model is called."""
+    version: str
+    """Of the bundle it was taken from."""
+    weight: float = Field(gt=0, le=1)
+    """Of its vote; those of all members add up to 1."""
+    fold: int | None
+    """The fold it was not trained on; null when it was trained on the train split."""
+    model: ModelConfig
+    metrics: dict[str, float]
+    """Its own scores on the rows its checkpoint was chosen on."""
+    run: str | None
+    """Name of its run."""
+    epoch: int
+    """Epoch of its checkpoint, from 0."""
+    seed: int
+    """Seed of its run."""
 
 
 class Card(Section):
@@ -57,11 +102,23 @@ class Card(Section):
     calibration: Calibration
     provenance: Provenance
     train_config: dict[str, Any]
-    """The run's whole configuration."""
+    """The run's whole configuration; of an ensemble, its first member's."""
+    members: tuple[Member, ...] = ()
+    """The networks of an ensemble, in the order of their weights; empty for a single one."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Type in which kernels and matrices are stored; they are loaded as float32."""
     weights_sha256: str
     """SHA-256 of `model.safetensors`."""
     card_sha256: str = ""
     """SHA-256 of this file without this field: sorted keys, no spaces."""
+
+    @property
+    def folds(self) -> tuple[int | None, ...]:
+        """The folds that were held out from training; None stands for the validation split."""
+        if self.members:
+            found = {member.fold for member in self.members}
+            return tuple(sorted(found, key=lambda fold: -1 if fold is None else fold))
+        return (self.train_config.get("data", {}).get("fold"),)
 
 
 @dataclass(frozen=True)
@@ -71,11 +128,21 @@ class Bundle:
     uri: str
     card: Card
     weights: dict[str, Tensor]
+    detector: Detector | None = None
+    """Tells strange images; None for an ensemble, or where too few rows were there to fit it."""
+    seen: Seen | None = None
+    """Hashes of the images it was trained and chosen on; None where they are not known."""
 
     @property
     def version(self) -> str:
         """Return a short name of these very weights and settings."""
         return self.card.card_sha256[:12]
+
+    @property
+    def strange_above(self) -> float:
+        """Return the score of strangeness above which an image is out of distribution."""
+        detector, fitted = self.detector, self.card.calibration
+        return fitted.ood_threshold if detector is None else detector.threshold
 
     def network(self, device: torch.device | None = None) -> nn.Module:
         """Build the network with its weights, in evaluation mode.
@@ -84,23 +151,93 @@ class Bundle:
             UserError: the weights do not fit the network or the class names.
 
         """
-        network = create_model(self.card.model, len(self.card.class_names), self.card.image.size)
+        members = self.card.members
+        if not members:
+            network = self._load(self.card.model, self.weights)
+        else:
+            networks = [
+                self._load(member.model, self.weights_of(number))
+                for number, member in enumerate(members)
+            ]
+            network = Ensemble(
+                networks, [m.weight for m in members], [m.model.views for m in members]
+            )
+        return network.eval().to(device or torch.device("cpu"))
+
+    def _load(self, model: ModelConfig, weights: dict[str, Tensor]) -> nn.Module:
+        network = create_model(model, len(self.card.class_names), self.card.image.size)
         try:
-            network.load_state_dict(self.weights)
+            network.load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).strip().splitlines()[-1].strip()
             raise UserError(
-                f"{self.uri}: the weights are not of a {self.card.model.name} with "
+                f"{self.uri}: the weights are not of a {model.name} with "
                 f"{len(self.card.class_names)} classes ({detail}); export the bundle again"
             ) from None
-        return network.eval().to(device or torch.device("cpu"))
+        return network
+
+    def weights_of(self, member: int) -> dict[str, Tensor]:
+        """Return the weights of one member of an ensemble, by its network's own names."""
+        prefix = f"{member}."
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.weights.items()
+            if name.startswith(prefix)
+        }
+
+    def with_members(self, numbers: Sequence[int]) -> "Bundle":
+        """Return the ensemble of some of the members alone, in memory, its card hashed anew."""
+        chosen = [self.card.members[number] for number in numbers]
+        total = sum(member.weight for member in chosen)
+        members = [m.model_copy(update={"weight": m.weight / total}) for m in chosen]
+        card = self.card.model_copy(update={"members": tuple(members)})
+        hashed = card.model_copy(update={"card_sha256": _card_hash(card.model_dump(mode="json"))})
+        return replace(
+            self,
+            card=hashed,
+            weights=joined([self.weights_of(n) for n in numbers]),
+            detector=None,
+            seen=None,
+        )
 
 
-def save_bundle(directory: Path, weights: dict[str, Tensor], card: Card) -> Bundle:
-    """Write a bundle, the card last, and read it back; `card` needs no hashes."""
+def joined(weights: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the weights of several networks as those of an ensemble."""
+    return {
+        f"{number}.{name}": tensor
+        for number, own in enumerate(weights)
+        for name, tensor in own.items()
+    }
+
+
+def save_bundle(
+    directory: Path,
+    weights: dict[str, Tensor],
+    card: Card,
+    detector: Detector | None = None,
+    seen: Seen | None = None,
+) -> Bundle:
+    """Write a bundle, the card last, and read it back; `card` needs no hashes.
+
+    With its `precision` float16, kernels and matrices are rounded to that. Vectors, such as the
+    statistics of batch norm, take no room and stay float32.
+
+    Raises:
+        UserError: weights beyond the range of float16.
+
+    """
+    if card.precision == "float16":
+        weights = {name: _halved(name, tensor) for name, tensor in weights.items()}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CARD).unlink(missing_ok=True)
-    save_file(weights, directory / WEIGHTS)
+    beside = {_DETECTOR: detector, _SEEN: seen}
+    extras = {
+        f"{prefix}{name}": tensor
+        for prefix, extra in beside.items()
+        for name, tensor in (extra.tensors() if extra else {}).items()
+    }
+    save_file(weights | extras, directory / WEIGHTS)
+    (directory / WEIGHTS).chmod(0o666 & ~_umask())
     content = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
     fields = card.model_copy(update={"weights_sha256": content}).model_dump(mode="json")
     fields["card_sha256"] = _card_hash(fields)
@@ -108,6 +245,15 @@ def save_bundle(directory: Path, weights: dict[str, Tensor], card: Card) -> Bund
     partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     partial.rename(directory / CARD)
     return load_bundle(str(directory))
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if not torch.isfinite(half).all():
+        raise UserError(f"{name} holds values beyond float16; keep the bundle in float32")
+    return half
 
 
 def load_bundle(uri: str) -> Bundle:
@@ -133,7 +279,34 @@ def load_bundle(uri: str) -> Bundle:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: {path}: {first['msg']}; export the bundle again") from None
-    return Bundle(uri, card, _read_weights(files.join(uri, WEIGHTS), card.weights_sha256))
+    tensors = _read_weights(files.join(uri, WEIGHTS), card.weights_sha256)
+    detector, seen = (_taken(tensors, prefix) for prefix in (_DETECTOR, _SEEN))
+    try:
+        opened = Detector.from_tensors(detector) if detector else None
+    except ValueError as error:
+        raise UserError(f"{uri}: {error}; export the bundle again") from None
+    return Bundle(
+        uri,
+        card,
+        {
+            name: tensor.float() if tensor.dtype == torch.float16 else tensor
+            for name, tensor in tensors.items()
+        },
+        opened,
+        Seen.from_tensors(seen) if seen else None,
+    )
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the tensors of a prefix out, without it."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _read_card(uri: str) -> dict[str, Any] | None:
@@ -145,7 +318,7 @@ def _read_card(uri: str) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{where}: damaged; export the bundle again") from None
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         raise UserError(
             f"{uri}: bundle of format version {version!r}, this btray reads {FORMAT_VERSION}; "
             "use the btray that wrote it"

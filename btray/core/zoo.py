@@ -82,6 +82,8 @@ def btray_cnn(pretrained: bool = False, **options: Any) -> CompactCNN:  # noqa: 
     """Build our own compact CNN; it has no pretrained weights."""
     if pretrained:
         raise UserError("model.name: btray_cnn has no pretrained weights")
+    if options.get("drop_path_rate"):
+        raise ValueError("it has no residual blocks; model.drop_path must be 0")
     known = ("num_classes", "in_chans", "drop_rate", "widths", "depths")
     return CompactCNN(**{key: value for key, value in options.items() if key in known})
 
@@ -102,6 +104,8 @@ def create_model(config: ModelConfig, num_classes: int, image_size: int | None =
         hint = f"nearest: {', '.join(close)}" if close else "see `timm.list_models()`"
         raise UserError(f"model.name: no architecture is called {config.name!r}; {hint}")
     options: dict[str, Any] = {"in_chans": 1, "drop_rate": config.dropout}
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
     try:
         if image_size is not None and _is_built_for_one_size(config.name):
             options["img_size"] = image_size

@@ -3,8 +3,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from btray.config import TrainConfig
-from btray.core.loop import Precision, first_non_finite, predict_logits, train_epoch
+from btray.config import ModelConfig, TrainConfig
+from btray.core.loop import Precision, _backward, first_non_finite, predict_logits, train_epoch
+from btray.core.zoo import create_model
+from btray.errors import UserError
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(CPU, torch.float32)
@@ -144,6 +146,27 @@ def test_logits_come_in_the_order_of_the_rows_whatever_the_batches():
     torch.testing.assert_close(predict_logits(model, [rows.flip(0)], FLOAT32), whole.flip(0))
 
 
+def test_two_views_are_the_image_and_its_mirror_image():
+    model, rows = trained(), images(6)
+    seen, mirrored = (predict_logits(model, [some], FLOAT32) for some in (rows, rows.flip(-1)))
+    both = predict_logits(model, [rows], FLOAT32, views=2)
+    torch.testing.assert_close(both, (seen + mirrored) / 2)
+    assert not torch.allclose(both, seen)
+
+
+def test_a_batch_in_portions_gives_the_same_gradients():
+    """Without batch norm and dropout, whose portions differ."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 16, 3))
+    rows, labels = torch.rand(6, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    gradients = []
+    for portions in (1, 3):
+        model.zero_grad()
+        loss = _backward(model, rows, labels, torch.nn.CrossEntropyLoss(), portions, FLOAT32)
+        gradients.append((float(loss), model[1].weight.grad.clone()))
+    assert gradients[0][0] == pytest.approx(gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
 def test_prediction_runs_in_evaluation_mode():
     model = trained()
     statistics = model[1].running_mean.clone()
@@ -203,7 +226,6 @@ def test_no_batches_give_no_rows():
 @pytest.mark.parametrize(
     ("setting", "device", "native", "dtype"),
     [
-        ("auto", "cpu", True, torch.float32),
         ("auto", "cuda", True, torch.bfloat16),
         ("auto", "cuda", False, torch.float32),
         ("float32", "cuda", True, torch.float32),
@@ -216,6 +238,26 @@ def test_the_type_is_chosen_by_setting_and_device(monkeypatch, setting, device, 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     chosen = Precision.choose(setting, torch.device(device))
     assert chosen == Precision(torch.device(device), dtype)
+
+
+@pytest.mark.parametrize(
+    ("matrix_units", "name", "dtype"),
+    [
+        (True, "btray_cnn", torch.bfloat16),
+        (True, "mobilenetv3_small_050", torch.float32),
+        (False, "btray_cnn", torch.float32),
+    ],
+)
+def test_a_cpu_takes_bfloat16_where_it_is_faster(monkeypatch, matrix_units, name, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": matrix_units})
+    network = create_model(ModelConfig(name=name), 4)
+    assert Precision.choose("auto", torch.device("cpu"), network).dtype == dtype
+    assert Precision.choose("auto", torch.device("cpu")).dtype == torch.float32
+
+
+def test_float16_without_a_gpu_is_the_users_mistake():
+    with pytest.raises(UserError, match="needs a GPU"):
+        Precision.choose("float16", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])

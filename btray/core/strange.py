@@ -1,0 +1,146 @@
+"""How strange an image is to a network, by the features that its classifier is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IN_DISTRIBUTION: Final = 0.99
+"""Share of fresh images like those of validation that are not to be called strange."""
+_COMPONENTS: Final = 32
+_ROWS_A_COMPONENT: Final = 4
+"""Rows of validation for each component, at least."""
+_POWER: Final = 0.25
+"""Exponent of the features: what few channels shout must not drown what all of them say."""
+_FOLDS: Final = 5
+_NAMES: Final = ("centre", "components", "variances", "noise", "threshold")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A Gaussian of the features of validation: wide along some directions, narrow in the others.
+
+    Probabilistic principal components (Tipping & Bishop 1999): the score is the squared
+    Mahalanobis distance (Lee et al. 2018), in which what lies outside the principal subspace
+    weighs most (as in ViM, Wang et al. 2022). Features are first raised to a power (the tamed
+    outliers of ReAct, Sun et al. 2021) and brought to length 1.
+    """
+
+    centre: Floats
+    """[features]."""
+    components: Floats
+    """Orthonormal directions [components, features]."""
+    variances: Floats
+    """Along each of them [components]."""
+    noise: float
+    """Variance along each direction outside."""
+    threshold: float
+    """Scores above it are strange."""
+
+    @property
+    def method(self) -> str:
+        """Return what the score is, for a report."""
+        return f"Mahalanobis distance of the features ({len(self.variances)} principal components)"
+
+    def score(self, features: NDArray[np.floating]) -> Floats:
+        """Return how strange n images are [n], from features [n, features]; 0 is the centre."""
+        offsets = _tamed(features) - self.centre
+        inside = offsets @ self.components.T
+        outside = np.maximum((offsets**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
+        return np.asarray((inside**2 / self.variances).sum(axis=1) + outside / self.noise)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return it as tensors, the directions in half precision."""
+        kept = {name: torch.tensor(np.array(getattr(self, name), order="C")) for name in _NAMES}
+        return kept | {"components": kept["components"].half()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Take what `tensors` gave.
+
+        Raises:
+            ValueError: tensors of other names or shapes, or values that cannot be.
+
+        """
+        if set(tensors) != set(_NAMES):
+            raise ValueError(f"a detector has {', '.join(_NAMES)}, not {', '.join(tensors)}")
+        found = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+        count = len(found["variances"]) if found["variances"].ndim == 1 else -1
+        shapes = {
+            "centre": found["centre"].shape[:1],
+            "components": (count, *found["centre"].shape[:1]),
+            "variances": (count,),
+            "noise": (),
+            "threshold": (),
+        }
+        wrong = [name for name in _NAMES if found[name].shape != shapes[name]]
+        if wrong or not all(np.isfinite(values).all() for values in found.values()):
+            raise ValueError(f"damaged detector: {', '.join(wrong) or 'values not finite'}")
+        if not (found["variances"] > 0).all() or not found["noise"] > 0:
+            raise ValueError("damaged detector: a variance that is not above 0")
+        return cls(
+            found["centre"],
+            found["components"],
+            found["variances"],
+            float(found["noise"]),
+            float(found["threshold"]),
+        )
+
+
+def fit_detector(
+    features: NDArray[np.floating], groups: NDArray[np.int64] | None = None
+) -> Detector | None:
+    """Fit to the features [rows, features] of validation.
+
+    The threshold is met by 1 % of the rows, each scored by a detector that was fitted without
+    its group: patients or near duplicates [rows]; each row its own when None. None with too
+    few rows or groups to do so, or when the features are all alike.
+    """
+    units = np.arange(len(features)) if groups is None else groups
+    folds = min(_FOLDS, len(np.unique(units)))
+    whole = _fitted(features)
+    if whole is None or folds < 2:
+        return None
+    from sklearn.model_selection import GroupKFold  # not for those who only predict
+
+    scores = np.empty(len(features))
+    for rest, held_out in GroupKFold(folds).split(features, groups=units):
+        part = _fitted(features[rest])
+        if part is None:
+            return None
+        scores[held_out] = part.score(features[held_out])
+    threshold = float(np.quantile(scores, IN_DISTRIBUTION, method="higher"))
+    # As it will be read back: the directions are stored in half precision.
+    stored = whole.tensors() | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
+    return Detector.from_tensors(stored)
+
+
+def _fitted(features: NDArray[np.floating]) -> Detector | None:
+    tamed = _tamed(features)
+    rows, width = tamed.shape
+    count = min(_COMPONENTS, rows // _ROWS_A_COMPONENT, width - 1)
+    if count < 1:
+        return None
+    from sklearn.utils.extmath import randomized_svd  # not for those who only predict
+
+    centre = tamed.mean(axis=0)
+    offsets = tamed - centre
+    _, lengths, directions = randomized_svd(offsets, count, n_iter=7, random_state=0)
+    variances = lengths**2 / (rows - 1)
+    noise = float(((offsets**2).sum() / (rows - 1) - variances.sum()) / (width - count))
+    if not noise > np.finfo(np.float32).tiny:
+        return None
+    return Detector(centre, directions, np.maximum(variances, noise), noise, 0.0)
+
+
+def _tamed(features: NDArray[np.floating]) -> Floats:
+    values = features.astype(np.float64)
+    tamed = np.sign(values) * np.abs(values) ** _POWER
+    lengths = np.linalg.norm(tamed, axis=1, keepdims=True)
+    return np.asarray(tamed / np.maximum(lengths, np.finfo(np.float64).tiny))
