@@ -13,9 +13,11 @@ Real slices, 224 px, batches of 32 in each of two processes of one thread, nothi
               `streamed` the same with the rows in a file of the node
 
 Left out everywhere: starting processes and the first batch. The data set is imported once and its
-Parquet files are copied under other names, so that every image is decoded COPIES times. Rounds are
-interleaved, figures are medians. Ratios: `btray_vs_limit` and `btray_vs_dataloader` are of the run
-of those epochs, `first_vs_…` and `later_vs_…` of these alone.
+Parquet files are copied under other names, so that every image is decoded COPIES times. The limit
+is measured before and after each part of btray, because the speed of a shared machine changes
+within a minute, and a part is compared with the mean of these two. Figures and ratios are medians
+of the rounds: `btray_vs_…` are of the run of those epochs, `first_vs_…` and `later_vs_…` of these
+alone.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -67,9 +70,6 @@ def main() -> None:
         dataset = replicated(options.data, Path(temporary), options.copies)
         rounds = [measure(dataset) for _ in range(options.rounds)]
     figures = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    for name in ("btray", "first", "later", "streamed", "streamed_first"):
-        for peer in ("limit", "dataloader"):
-            figures[f"{name}_vs_{peer}"] = figures[name] / figures[peer]
     figures |= {"images": dataset.count("train"), "copies": options.copies, "epochs": EPOCHS}
     figures |= {"cores": len(os.sched_getaffinity(0)), "rounds": options.rounds}
     for key, value in figures.items():
@@ -93,10 +93,12 @@ def replicated(folder: Path, work: Path, copies: int) -> Dataset:
 
 
 def measure(dataset: Dataset) -> dict[str, float]:
-    """Return all rates of one round, in images a second."""
+    """Return all rates of one round, in images a second, and their ratios."""
     data = dataset.table(["image"], "train")["image"][:6000].to_pylist()
-    figures = {"limit": limit(data), "dataloader": dataloader(data[:3000])}
-    figures |= through_btray(dataset)
+    figures = {"dataloader": dataloader(data[:3000])}
+    figures |= through_btray(dataset, lambda: limit(data))
+    for name in ("btray", "first", "later", "streamed", "streamed_first", "streamed_later"):
+        figures[f"{name}_vs_dataloader"] = figures[name] / figures["dataloader"]
     print(f"# {json.dumps(figures)}", file=sys.stderr)
     return figures
 
@@ -232,37 +234,51 @@ class Consumer:
         return sum(len(images) for images, _ in self.shard.training(number, BATCH * PROCESSES))
 
 
-def through_btray(dataset: Dataset) -> dict[str, float]:
+def through_btray(dataset: Dataset, bare_rate: Callable[[], float]) -> dict[str, float]:
     """Return the rates of the first epoch, later ones and a run, from memory and streamed."""
     connect()
     node = ray.get_runtime_context().get_node_id()
     decode_rows(dataset, ("validation",), CONFIG.image)  # Ray's processes have started
     caches = NodeCaches(dataset, SPLITS, CONFIG)
-    memory = rates(dataset, lambda: decode_rows(dataset, SPLITS, CONFIG.image))
-    streamed = rates(dataset, lambda: caches.serve({node})[node])
+    memory = rates(dataset, lambda: decode_rows(dataset, SPLITS, CONFIG.image), bare_rate)
+    streamed = rates(dataset, lambda: caches.serve({node})[node], bare_rate)
     caches.close()
-    both = {f"streamed_{key}": value for key, value in streamed.items()} | memory
-    both["btray"], both["streamed"] = both.pop("run"), both.pop("streamed_run")
-    return both
+    renamed = {f"streamed_{key}".replace("_btray", ""): one for key, one in streamed.items()}
+    return renamed | memory
 
 
-def rates(dataset: Dataset, decode: Callable[[], Blocks | CachedRows]) -> dict[str, float]:
+def rates(
+    dataset: Dataset, decode: Callable[[], Blocks | CachedRows], bare_rate: Callable[[], float]
+) -> dict[str, float]:
     """Return the rates of a first epoch, which begins with decoding, a later one, and a run."""
     consumers = [Consumer.remote(rank) for rank in range(PROCESSES)]
     ray.get([one.__ray_ready__.remote() for one in consumers])
+    count = dataset.count("train") // (BATCH * PROCESSES) * BATCH * PROCESSES
+    limits = [bare_rate()]
     started = time.perf_counter()
     source = decode()
-    print(
-        f"# decoded {dataset.count('train') / (time.perf_counter() - started):.0f}/s",
-        file=sys.stderr,
-    )
     ray.get([one.fetch.remote([source], dataset.manifest.class_names) for one in consumers])
-    count = sum(ray.get([one.epoch.remote(0) for one in consumers]))
-    middle = time.perf_counter()
-    sum(ray.get([one.epoch.remote(1) for one in consumers]))
-    first, later = middle - started, time.perf_counter() - middle
-    run = EPOCHS * count / (first + (EPOCHS - 1) * later)
-    return {"first": count / first, "later": count / later, "run": run}
+    assert sum(ray.get([one.epoch.remote(0) for one in consumers])) == count
+    first = time.perf_counter() - started
+    limits.append(bare_rate())
+    started = time.perf_counter()
+    for epoch in (1, 2):
+        assert sum(ray.get([one.epoch.remote(epoch) for one in consumers])) == count
+    later = (time.perf_counter() - started) / 2
+    limits.append(bare_rate())
+    bare_first, bare_later = (2 * count / (one + two) for one, two in pairwise(limits))
+    run, bare_run = (
+        one + (EPOCHS - 1) * two for one, two in ((first, later), (bare_first, bare_later))
+    )
+    return {
+        "limit": statistics.mean(limits),
+        "first": count / first,
+        "later": count / later,
+        "btray": EPOCHS * count / run,
+        "first_vs_limit": bare_first / first,
+        "later_vs_limit": bare_later / later,
+        "btray_vs_limit": bare_run / run,
+    }
 
 
 def one_thread() -> None:

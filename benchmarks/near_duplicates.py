@@ -33,7 +33,7 @@ from btray.data.duplicates import (
     find_duplicates,
     shortlist,
 )
-from btray.data.head import thumbnail
+from btray.data.head import frame, thumbnail
 
 Pixels = NDArray[np.uint8]
 Change = Callable[[Pixels, np.random.Generator], Pixels]
@@ -145,6 +145,7 @@ def group(images: list[Pixels], count: int, seed: int) -> tuple[dict[str, float]
     measures = Measures(
         [hashlib.sha256(f"{i.shape}".encode() + i.tobytes()).hexdigest() for i in images],
         np.stack([thumbnail(image) for image in images]),
+        np.stack([frame(image) for image in images]),
     )
     found = find_duplicates(measures, [None] * len(images))
     exact, near = count_groups(found.exact), count_groups(found.near)

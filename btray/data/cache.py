@@ -53,11 +53,15 @@ class CachedRows:
 
 def fits_in_memory(dataset: Dataset, splits: tuple[str, ...], config: Config) -> bool:
     """Say whether the decoded rows of some splits are within `data.cache_limit`."""
-    limit: float | None = config.data.cache_limit
-    if limit is None:
-        limit = _SHARE * smallest_object_store()
     rows = sum(dataset.count(split) for split in splits)
-    return rows * config.image.size**2 <= limit
+    return rows * config.image.size**2 <= cache_limit(config)
+
+
+def cache_limit(config: Config) -> int:
+    """Return the most bytes of decoded rows that a run keeps in the object store."""
+    if config.data.cache_limit is not None:
+        return config.data.cache_limit
+    return int(_SHARE * smallest_object_store())
 
 
 class SquareFile:

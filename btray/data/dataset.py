@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.fs
 from pydantic import ValidationError
 
 from btray.config import Section
 from btray.core import files
+from btray.data.folds import splits_of_fold
 from btray.errors import UserError
 
 SCHEMA_VERSION: Final = 2
@@ -111,6 +113,8 @@ class Dataset:
     filesystem: pyarrow.fs.FileSystem
     path: str
     manifest: Manifest
+    fold: int | None = None
+    """The fold seen as validation, all others being train; None: the splits as stored."""
 
     @classmethod
     def open(cls, uri: str) -> Self:
@@ -128,6 +132,31 @@ class Dataset:
                 f"{uri}: no btray data set (no {MANIFEST}); make one with `btray data import`"
             ) from None
         return cls(uri, filesystem, path, _parse_manifest(uri, text))
+
+    def with_fold(self, fold: int) -> Self:
+        """See a fold as the validation split and all other folds as train; test stays test.
+
+        Raises:
+            UserError: no such fold, or rows missing or damaged.
+
+        """
+        folds = self.manifest.split.folds
+        if not 0 <= fold < folds:
+            raise UserError(
+                f"{self.uri}: no fold {fold}: {_has_folds(folds)}; make folds with "
+                f"`btray data split {self.uri} --folds K --out DIR`"
+            )
+        seen = replace(self, fold=fold)
+        counts: dict[str, dict[str, int]] = {}
+        for row in (
+            seen.table(["split", "label"])
+            .group_by(["split", "label"])
+            .aggregate([([], "count_all")])
+            .to_pylist()
+        ):
+            counts.setdefault(row["split"], {})[row["label"]] = row["count_all"]
+        manifest = self.manifest.model_copy(update={"counts": counts})
+        return replace(seen, manifest=manifest)
 
     def count(self, split: str) -> int:
         """Return the number of rows of one split."""
@@ -152,19 +181,29 @@ class Dataset:
             UserError: rows missing or damaged.
 
         """
+        if self.fold is not None:
+            return self._table_of_fold(columns, split, self.fold)
         wanted = None if split is None else pyarrow.dataset.field("split") == split
         return self._read(columns, wanted)
+
+    def _table_of_fold(self, columns: list[str], split: str | None, fold: int) -> pa.Table:
+        table = self._read(list(dict.fromkeys([*columns, "split", "fold"])), None)
+        splits = splits_of_fold(table["split"], table["fold"], fold)
+        table = table.set_column(table.column_names.index("split"), "split", splits)
+        if split is not None:
+            table = table.filter(pyarrow.compute.equal(splits, split))
+        return table.select(columns)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all columns of all rows, in stored order; raises as `table`."""
         with self._readable():
             yield from self._rows().to_batches()
 
-    def images(self, key: str, values: Sequence[str]) -> dict[str, bytes]:
+    def images(self, key: str, values: Sequence[str], column: str = "image") -> dict[str, bytes]:
         """Read encoded images by a column such as `sha256` or `source`; raises as `table`."""
         wanted = pyarrow.dataset.field(key).isin(list(values))
-        found = self._read([key, "image"], wanted).to_pydict()
-        return dict(zip(found[key], found["image"], strict=True))
+        found = self._read([key, column], wanted).to_pydict()
+        return dict(zip(found[key], found[column], strict=True))
 
     def _read(self, columns: list[str], wanted: pyarrow.dataset.Expression | None) -> pa.Table:
         with self._readable():
@@ -184,6 +223,10 @@ class Dataset:
             raise UserError(
                 f"{self.uri}/{ROWS}: missing or damaged ({reason}); import the data set again"
             ) from None
+
+
+def _has_folds(folds: int) -> str:
+    return f"it has folds 0 to {folds - 1}" if folds else "it has none"
 
 
 def _parse_manifest(uri: str, text: bytes) -> Manifest:

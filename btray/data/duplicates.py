@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -26,6 +27,19 @@ down, heads of different people meet.
 LOOKED_AT: Final = 5
 """Candidates of each image, the likeliest at a glance, that are compared in full."""
 
+MIN_FRAME_SIMILARITY: Final = 0.92
+"""Smallest correlation of the detail of two whole images of one head.
+
+Chosen by looking at pairs of the Kaggle slices that the heads had not told: from 0.92 up, all were
+of one head, mirrored, filtered, or next to each other; from 0.9 down, heads of different people
+meet.
+"""
+
+_FRAME_BLUR: Final = 2.5
+"""Standard deviation of what is taken from a frame to leave its detail, in its pixels."""
+_FRAMES_AT_ONCE: Final = 1024
+_BLANK: Final = 1.0
+"""Length of the detail of a frame, in grey values, up to which there is nothing to compare."""
 _MIN_GLANCE: Final = 0.78
 _PAIRS_AT_ONCE: Final = 128
 _PAIRS_A_ROUND: Final = 512
@@ -43,6 +57,8 @@ class Measures:
     """Hashes of the decoded pixels [n]."""
     thumbnails: NDArray[np.uint8]
     """The heads [n, side, side], as `btray.data.head.thumbnail` makes them."""
+    frames: NDArray[np.uint8]
+    """The whole images [n, side, side], as `btray.data.head.frame` makes them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,8 @@ def find_duplicates(
     Nearly identical is what shows the same slice however it was stored: re-encoded, resized,
     brightened, flipped, turned, rotated by up to about 12 degrees, its border cropped or up
     to about 15 % of the head's side cut off; and slices next to each other of one head.
-    Groups are joined over chains of such pairs.
+    The heads are compared, and the whole images too: where a frame around it, or noise, has the
+    head found in another box, the heads do not lie on one another. Groups are joined over chains.
 
     A group's name is the first 16 hexadecimal digits of its smallest pixel hash. Neither
     the names nor the groups depend on the order of the images.
@@ -76,7 +93,8 @@ def find_duplicates(
     n = len(measures.pixel_sha256)
     exact = _numbered(measures.pixel_sha256)
     pairs = near_pairs(measures, min_similarity)
-    near = _components(n, [_chain(measures.pixel_sha256), pairs])
+    frames = frame_pairs(measures)
+    near = _components(n, [_chain(measures.pixel_sha256), pairs, frames])
     known = _chain([patient or (row,) for row, patient in enumerate(patients)])
     together = _components(n, [_chain(near.tolist()), known])
     smallest: dict[int, str] = {}
@@ -124,6 +142,41 @@ def near_pairs(measures: Measures, min_similarity: float = MIN_SIMILARITY) -> Pa
         alike = compare(thumbnails, some) >= min_similarity
         found = np.concatenate([found, some.pairs[alike]])
     return rows[found]
+
+
+def frame_pairs(measures: Measures, min_similarity: float = MIN_FRAME_SIMILARITY) -> Pairs:
+    """Return pairs [pairs, 2] that join all images that are alike as a whole.
+
+    The detail of the whole image is correlated, as it is, mirrored and turned by quarters, of each
+    picture with each: time grows with n squared.
+    """
+    _, rows = np.unique(np.asarray(measures.pixel_sha256, dtype=str), return_index=True)
+    frames = measures.frames[rows].astype(np.float32)
+    detail = frames - gaussian_filter(frames, (0, _FRAME_BLUR, _FRAME_BLUR))
+    straight = _unit(detail)
+    turned = [
+        _unit(np.rot90(side, quarters, axes=(1, 2)))
+        for side in (detail, detail[:, :, ::-1])
+        for quarters in range(4)
+    ]
+    joined = np.arange(len(rows))
+    for start in range(0, len(rows), _FRAMES_AT_ONCE):
+        block = slice(start, start + _FRAMES_AT_ONCE)
+        alike = [_chain(joined.tolist())]
+        for some in turned:
+            first, second = np.nonzero(some[block] @ straight[start:].T >= min_similarity)
+            alike.append(np.stack([first, second], axis=1) + start)
+        joined = _components(len(rows), alike)
+    return rows[_chain(joined.tolist())]
+
+
+def _unit(detail: Floats) -> Floats:
+    """Return frames [n, side, side] as vectors of length 1; of blank ones, of length 0."""
+    vectors = detail.reshape(len(detail), detail.shape[1] * detail.shape[2])
+    vectors = vectors - vectors.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > _BLANK)
+    return unit
 
 
 def shortlist(thumbnails: NDArray[np.uint8]) -> Candidates:

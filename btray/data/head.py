@@ -10,6 +10,14 @@ from btray.core.head import Box, head_box
 
 THUMBNAIL: Final = 64
 """Side of the thumbnail of the head, in pixels."""
+FRAME: Final = 32
+"""Side of the thumbnail of the whole image, in pixels."""
+
+
+def frame(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a slice [height, width] as [FRAME, FRAME], averaged and stretched."""
+    small = Image.fromarray(pixels).resize((FRAME, FRAME), Image.Resampling.BOX)
+    return np.asarray(small)
 
 
 def thumbnail(pixels: NDArray[np.uint8], box: Box | None = None) -> NDArray[np.uint8]:

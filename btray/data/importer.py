@@ -20,7 +20,7 @@ from btray.core.pseudonyms import Pseudonyms
 from btray.data import duplicates
 from btray.data.dataset import QUARANTINE, SCHEMA, SCHEMA_VERSION, Dataset, Manifest, SplitRecord
 from btray.data.duplicates import Duplicates, Measures, find_duplicates
-from btray.data.head import THUMBNAIL
+from btray.data.head import FRAME, THUMBNAIL
 from btray.data.sources.base import Item, Rejected, Source
 from btray.data.splits import assign_splits, check_fractions, check_patients, untorn_folds
 from btray.data.storage import Destination, Staging, staged
@@ -163,8 +163,11 @@ def _write(
 
 
 def _group(columns: dict[str, list[Any]], persons: list[str | None]) -> Duplicates:
-    pixels = np.frombuffer(b"".join(columns["thumbnail"]), dtype=np.uint8)
-    measures = Measures(columns["pixel_sha256"], pixels.reshape(-1, THUMBNAIL, THUMBNAIL))
+    heads, frames = (
+        np.frombuffer(b"".join(columns[name]), dtype=np.uint8).reshape(-1, side, side)
+        for name, side in (("thumbnail", THUMBNAIL), ("frame", FRAME))
+    )
+    measures = Measures(columns["pixel_sha256"], heads, frames)
     return find_duplicates(measures, persons)
 
 

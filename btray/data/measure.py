@@ -4,13 +4,13 @@ import hashlib
 import io
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from btray.core.images import decode
-from btray.data.head import thumbnail
+from btray.core.seen import phash
+from btray.data.head import frame, thumbnail
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Measured:
     """Colour mode as stored, in Pillow's terms: L, RGB …"""
     thumbnail: bytes
     """The head, THUMBNAIL x THUMBNAIL, uint8; see `btray.data.head.thumbnail`."""
+    frame: bytes
+    """The whole image, FRAME x FRAME, uint8; see `btray.data.head.frame`."""
 
 
 def measure(data: bytes) -> Measured:
@@ -43,16 +45,16 @@ def measure(data: bytes) -> Measured:
     pixels = decode(data)
     with Image.open(io.BytesIO(data)) as header:
         mode = header.mode
-    grey = Image.fromarray(pixels)
     height, width = pixels.shape
     return Measured(
         sha256=hashlib.sha256(data).hexdigest(),
         pixel_sha256=pixel_sha256(pixels),
-        phash=str(imagehash.phash(grey)),
+        phash=phash(pixels),
         height=height,
         width=width,
         mode=mode,
         thumbnail=thumbnail(pixels).tobytes(),
+        frame=frame(pixels).tobytes(),
     )
 
 

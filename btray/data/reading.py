@@ -20,7 +20,8 @@ from btray.errors import UserError
 READ_SCHEMA: Final = pa.schema(
     # `split` is the official one
     [field for field in SCHEMA if field.name not in ("group_id", "official_split")]
-    + [("thumbnail", pa.binary()), ("code", pa.string()), ("reason", pa.string())]
+    + [("thumbnail", pa.binary()), ("frame", pa.binary())]
+    + [("code", pa.string()), ("reason", pa.string())]
 )
 """Rows read: of a refused image, only `source`, `code` and `reason` are set."""
 

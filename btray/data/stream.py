@@ -74,9 +74,9 @@ class Rows:
         splits = [split for table in tables for split in table["split"].to_pylist()]
         return cls(squares, np.array(labels, dtype=np.int64), np.array(splits))
 
-    def indices(self, split: str) -> NDArray[np.int64]:
-        """Return the positions of one split's rows, in stored order."""
-        return np.flatnonzero(self.splits == split)
+    def indices(self, *splits: str) -> NDArray[np.int64]:
+        """Return the positions of one split's rows, or of several together, in stored order."""
+        return np.flatnonzero(np.isin(self.splits, splits))
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Copy rows together: uint8 [batch, size, size] and int64 labels [batch]."""
@@ -94,10 +94,19 @@ class Shard:
     rank: int
     world_size: int
     device: torch.device
+    balanced: bool = False
+    """Whether training draws every class equally often."""
+    learned: tuple[str, ...] = ("train",)
+    """Splits that are trained on."""
 
     def steps(self, batch_size: int) -> int:
         """Return the optimiser steps of an epoch; the tail of the order is left out."""
-        return len(self.rows.indices("train")) // batch_size
+        return len(self.rows.indices(*self.learned)) // batch_size
+
+    def share(self, batch_size: int) -> slice:
+        """Return which rows of a global batch are this rank's; shares differ by one at most."""
+        start = batch_size * self.rank // self.world_size
+        return slice(start, batch_size * (self.rank + 1) // self.world_size)
 
     def training(
         self, epoch: int, batch_size: int, start_step: int = 0
@@ -106,11 +115,15 @@ class Shard:
 
         From `start_step` on: the very batches that come there when the epoch is not cut.
         """
-        order = epoch_order(self.rows.indices("train"), self.seed, epoch)
-        share = batch_size // self.world_size
+        rows = self.rows.indices(*self.learned)
+        if self.balanced:
+            order = balanced_order(rows, self.rows.labels[rows], self.seed, epoch)
+        else:
+            order = epoch_order(rows, self.seed, epoch)
+        share = self.share(batch_size)
         for step in range(start_step, self.steps(batch_size)):
-            start = step * batch_size + self.rank * share
-            squares, labels = self.rows.gather(order[start : start + share])
+            batch = order[step * batch_size : (step + 1) * batch_size]
+            squares, labels = self.rows.gather(batch[share])
             images = to_unit(squares.to(self.device))
             draws = batch_generator(self.seed, epoch, self.rank, step)
             images = augment(images, self.augment, draws)
@@ -127,3 +140,22 @@ class Shard:
 def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the rows in an epoch's order: a permutation drawn from (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def balanced_order(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Return as many rows in an order in which every class comes equally often.
+
+    Class after class, each from a permutation of its rows that starts anew when it is used up:
+    a rare class's rows are repeated, a frequent one's partly left for another epoch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    classes = [rows[labels == label] for label in np.unique(labels)]
+    count = -(-len(rows) // len(classes))
+    draws = [
+        np.concatenate([generator.permutation(own) for _ in range(-(-count // len(own)))])[:count]
+        for own in classes
+    ]
+    rounds = np.stack(draws, axis=1)
+    return generator.permuted(rounds, axis=1).ravel()[: len(rows)]

@@ -13,13 +13,14 @@ from btray.data.duplicates import (
     find_duplicates,
     people,
 )
-from btray.data.head import thumbnail
+from btray.data.head import frame, thumbnail
 
 
 def measures(images):
     return Measures(
         [hashlib.sha256(str(i.shape).encode() + i.tobytes()).hexdigest() for i in images],
         np.stack([thumbnail(i) for i in images]),
+        np.stack([frame(i) for i in images]),
     )
 
 
@@ -158,7 +159,7 @@ def test_conflicts_are_groups_with_two_labels():
 
 
 def test_no_images():
-    empty = Measures([], np.zeros((0, 64, 64), np.uint8))
+    empty = Measures([], *np.zeros((2, 0, 64, 64), np.uint8))
     assert find_duplicates(empty, []).group_id == []
 
 

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from btray.core.images import decode
 from btray.core.labels import CLASS_NAMES
-from btray.data.duplicates import Measures, near_pairs
+from btray.data.duplicates import Measures, frame_pairs, near_pairs
 from btray.data.measure import measure
 from btray.data.sources import phantom
 from btray.data.sources.phantom import draw_style, encode_png, phantom_patient, phantom_plan
@@ -152,8 +152,9 @@ def test_different_patients_are_not_near_duplicates():
     measures = Measures(
         [one.pixel_sha256 for one in found],
         np.stack([np.frombuffer(one.thumbnail, np.uint8).reshape(64, 64) for one in found]),
+        np.stack([np.frombuffer(one.frame, np.uint8).reshape(32, 32) for one in found]),
     )
-    pairs = near_pairs(measures)
+    pairs = np.concatenate([near_pairs(measures), frame_pairs(measures)])
     crossing = [
         (a, b) for a, b in pairs.tolist() if slices()[a].patient_id != slices()[b].patient_id
     ]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from btray.config import AugmentConfig, ImageConfig
-from btray.data.stream import Rows, Shard, SquareBlocks, epoch_order
+from btray.data.stream import Rows, Shard, SquareBlocks, balanced_order, epoch_order
 
 SIZE = 32
 
@@ -53,3 +53,18 @@ def test_two_ranks_share_the_batches_of_one(rows):
     shares = [[labels for _, labels in shard_of(rows, r, 2).training(0, 8)] for r in (0, 1)]
     for together, *parts in zip(alone, *shares, strict=True):
         assert torch.equal(together, torch.cat(parts))
+
+
+def test_a_balanced_epoch_draws_every_class_equally_often():
+    rows, labels = np.arange(100, 130), np.array([0] * 20 + [1] * 7 + [3] * 3)
+    order = balanced_order(rows, labels, 5, 0)
+    assert len(order) == 30
+    drawn = np.bincount(order - 100, minlength=30)
+    assert [drawn[labels == k].sum() for k in (0, 1, 3)] == [10, 10, 10]
+    assert drawn[labels == 0].max() == 1  # ten of twenty, none twice
+    assert set(drawn[labels == 1]) == {1, 2}
+    assert set(drawn[labels == 3]) == {3, 4}
+    assert np.array_equal(order, balanced_order(rows, labels, 5, 0))
+    assert not np.array_equal(order, balanced_order(rows, labels, 5, 1))
+    triples = labels[order.reshape(10, 3) - 100]
+    assert (np.sort(triples, axis=1) == [0, 1, 3]).all()

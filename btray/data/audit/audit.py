@@ -19,7 +19,7 @@ from btray.data.audit.twins import Twins, torn_patients
 from btray.data.dataset import EXCLUDED, ROWS, SPLITS, Dataset
 from btray.data.decoding import check_rows, readable, tasks
 from btray.data.duplicates import Measures, find_duplicates, people
-from btray.data.head import THUMBNAIL
+from btray.data.head import FRAME, THUMBNAIL
 
 Progress = Callable[[str, int, int], None]
 """Told the phase, and how many images of how many are done."""
@@ -151,7 +151,11 @@ def audit(dataset: Dataset, seed: int = 0, progress: Progress | None = None) -> 
     if examined["source"].to_pylist() != rows["source"]:
         raise RuntimeError("the images came back in another order than their rows")
     report("twins", 0, 1)
-    measures = Measures(rows["pixel_sha256"], _pictures(examined["thumbnail"], THUMBNAIL))
+    heads, frames = (
+        _pictures(examined[name], side)
+        for name, side in (("thumbnail", THUMBNAIL), ("frame", FRAME))
+    )
+    measures = Measures(rows["pixel_sha256"], heads, frames)
     style = np.array(examined["style"].to_pylist(), dtype=np.float32).reshape(-1, len(STYLE))
     labels, groups = rows["label"], rows["group_id"]
     persons = people(rows["patient_id"], rows["study_id"])

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from btray.core.head import Box, foreground, head_box
 from btray.core.images import ImageError, decode
-from btray.data.head import thumbnail
+from btray.data.head import frame, thumbnail
 from btray.errors import UserError
 
 SIDE: Final = 32
@@ -36,6 +36,7 @@ _EXAMINED: Final = pa.schema(
     [
         ("source", pa.string()),
         ("thumbnail", pa.binary()),
+        ("frame", pa.binary()),
         ("content", pa.binary()),
         ("style", pa.list_(pa.float32())),
         ("faults", pa.list_(pa.string())),
@@ -126,7 +127,9 @@ class Examined:
     content: NDArray[np.uint8]
     """As `content` returns it."""
     thumbnail: NDArray[np.uint8]
-    """What near duplicates are found by."""
+    """The head, by which near duplicates are found."""
+    frame: NDArray[np.uint8]
+    """The whole image, by which they are found too."""
 
 
 def examine(data: bytes) -> Examined:
@@ -138,6 +141,7 @@ def examine(data: bytes) -> Examined:
         faults(pixels, box),
         content(pixels, box),
         thumbnail(pixels, box),
+        frame(pixels),
     )
 
 
@@ -153,6 +157,7 @@ def examine_table(table: pa.Table) -> pa.Table:
             {
                 "source": source,
                 "thumbnail": found.thumbnail.tobytes(),
+                "frame": found.frame.tobytes(),
                 "content": found.content.tobytes(),
                 "style": found.style.tolist(),
                 "faults": found.faults,
