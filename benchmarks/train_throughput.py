@@ -2,24 +2,31 @@
 
 Usage: python benchmarks/train_throughput.py [--images 2048] [--rounds 2] [MODEL …]
 
-Same model, same 160-px images, batch 32, all cores, one run:
+Same model, same 160-px images, batch 32, channels last, the floating-point type btray chooses
+here, all cores, one run:
   limit   the same optimiser step on tensors that lie ready, in a process as it comes, and
           (limit_kept) in one that keeps freed memory, as btray's workers do
+  two     two such processes of one thread and half a batch each, which know nothing of one another
   plain   what one would write: DataLoader, per-image torchvision v2 transforms, best of
           0, 1 and 2 loader workers
   btray   `btray train`, one and two data-parallel workers, from its second epoch on
+
+The first step is timed from the command, with a cluster to start and (`up`) with one that is up.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ray
 import timm
 import torch
 from PIL import Image
@@ -69,12 +76,19 @@ def main() -> None:
                 f"{model}_{key}": statistics.median(one[key] for one in rounds) for key in rounds[0]
             }
         figures |= pipeline(work / "dataset")
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        for model in options.models:
+            for workers in (1, 2):
+                _, seconds = train(model, work, f"{model}-up-{workers}", workers, epochs=1)
+                figures[f"{model}_first_step_seconds_up_{workers}"] = seconds
     report(figures, options.models)
 
 
 def measure(model: str, work: Path, number: int) -> dict[str, float]:
     """Return all figures of one model, measured after one another."""
     figures = {"limit": alone(model, "limit"), "limit_kept": alone(model, "limit", "kept")}
+    with ThreadPoolExecutor() as pool:
+        figures["two"] = sum(pool.map(lambda _: alone(model, "limit", "kept", "half"), range(2)))
     loaders = {n: alone(model, "plain", str(work / "images"), str(n)) for n in (0, 1, 2)}
     figures |= {f"plain_{count}_loaders": rate for count, rate in loaders.items()}
     figures["plain"] = max(loaders.values())
@@ -86,6 +100,7 @@ def measure(model: str, work: Path, number: int) -> dict[str, float]:
     figures["btray"] = max(figures["btray_1"], figures["btray_2"])
     figures["btray_vs_plain"] = figures["btray"] / figures["plain"]
     figures["btray_vs_limit"] = figures["btray"] / figures["limit"]
+    figures["btray_2_vs_two"] = figures["btray_2"] / figures["two"]
     figures["btray_vs_limit_kept"] = figures["btray"] / figures["limit_kept"]
     print(f"# {model}: {json.dumps(figures)}", file=sys.stderr)
     return figures
@@ -105,7 +120,9 @@ def only(model: str, what: str, *arguments: str) -> float:
         return plain(model, Path(folder), int(loaders))
     if arguments:
         keep_freed_memory()
-    return limit(model)
+    if "half" in arguments:
+        torch.set_num_threads(1)
+    return limit(model, BATCH // 2 if "half" in arguments else BATCH)
 
 
 def write_slices(folder: Path, images: int) -> None:
@@ -118,13 +135,13 @@ def write_slices(folder: Path, images: int) -> None:
             picture.save(target / f"{patient:05d}-{number}.jpg", quality=90)
 
 
-def limit(name: str) -> float:
-    """Return images a second of btray's own step on tensors that lie ready."""
+def limit(name: str, size: int) -> float:
+    """Return images a second of btray's own step on a batch of tensors that lie ready."""
     model = create_model(ModelConfig(name=name), CLASSES, SIZE)
     config = TrainConfig(warmup_epochs=0)
     optimizer = create_optimizer(model, config)
-    batch = (torch.randn(BATCH, 1, SIZE, SIZE), torch.randint(CLASSES, (BATCH,)))
-    clock = Clock()
+    batch = (torch.randn(size, 1, SIZE, SIZE), torch.randint(CLASSES, (size,)))
+    clock = Clock(size)
 
     def ready() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(WARM_UP + STEPS):
@@ -137,7 +154,7 @@ def limit(name: str) -> float:
         optimizer,
         create_scheduler(optimizer, config, STEPS),
         config,
-        Precision.choose("float32", torch.device("cpu")),
+        Precision.choose("auto", torch.device("cpu"), model),
         clock.tick,
     )
     return clock.rate()
@@ -167,13 +184,17 @@ def plain(name: str, folder: Path, loaders: int) -> float:
     dataset = ImageFolder(str(folder), transform)
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=loaders, drop_last=True)
     model = timm.create_model(name, num_classes=CLASSES, in_chans=1)
+    model = model.to(memory_format=torch.channels_last)
+    precision = Precision.choose("auto", torch.device("cpu"), model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     criterion = nn.CrossEntropyLoss()
     clock = Clock()
     model.train()
     for step, (images, labels) in enumerate(loader):
         optimizer.zero_grad()
-        loss = criterion(model(images), labels)
+        with precision.autocast():
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+        loss = criterion(logits.float(), labels)
         loss.backward()
         optimizer.step()
         clock.tick(step, loss)
@@ -182,7 +203,7 @@ def plain(name: str, folder: Path, loaders: int) -> float:
     return clock.rate()
 
 
-def train(model: str, work: Path, run: str, workers: int) -> tuple[float, float]:
+def train(model: str, work: Path, run: str, workers: int, epochs: int = 3) -> tuple[float, float]:
     """Return `btray train`'s images a second, and seconds from command to first step."""
     settings = {
         "data.dataset": work / "dataset",
@@ -192,7 +213,7 @@ def train(model: str, work: Path, run: str, workers: int) -> tuple[float, float]
         "data.batch_size": BATCH,
         "model.name": model,
         "train.workers": workers,
-        "train.epochs": 3,
+        "train.epochs": epochs,
     }
     seconds: list[float] = []
     started = time.perf_counter()
@@ -204,7 +225,8 @@ def train(model: str, work: Path, run: str, workers: int) -> tuple[float, float]
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     btray("train", *options, on_line=on_line)
     history = json.loads((work / "runs" / run / "history.json").read_text())
-    return statistics.median(row["images_per_second"] for row in history[1:]), seconds[0]
+    later = history[1:] or history
+    return statistics.median(row["images_per_second"] for row in later), seconds[0]
 
 
 def pipeline(path: Path) -> dict[str, float]:
@@ -227,7 +249,8 @@ def pipeline(path: Path) -> dict[str, float]:
 class Clock:
     """Measures a loop's rate, the first steps left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = BATCH) -> None:
+        self.size = size
         self.times: list[float] = []
 
     def tick(self, step: int, loss: Tensor) -> None:
@@ -238,7 +261,7 @@ class Clock:
     def rate(self) -> float:
         """Return images a second after the warm-up."""
         times = self.times[WARM_UP - 1 :]
-        return (len(times) - 1) * BATCH / (times[-1] - times[0])
+        return (len(times) - 1) * self.size / (times[-1] - times[0])
 
 
 def btray(*arguments: str, on_line: Callable[[str], object] = str) -> None:
@@ -260,14 +283,16 @@ def report(figures: dict[str, float], models: list[str]) -> None:
     rows = (
         "limit",
         "limit_kept",
+        "two",
         "plain",
         "btray_1",
         "btray_2",
         "btray_vs_plain",
         "btray_vs_limit",
     )
-    rows += ("btray_vs_limit_kept",)
+    rows += ("btray_vs_limit_kept", "btray_2_vs_two")
     rows += ("first_step_seconds_1", "first_step_seconds_2")
+    rows += ("first_step_seconds_up_1", "first_step_seconds_up_2")
     print(f"{'':24}" + "".join(f"{model:>24}" for model in models))
     for row in rows:
         digits = 2 if "vs" in row else 1

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A failed or finished worker group is noticed within this time; the default is 2 s.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # A node that goes is noticed within this time; the default is 5 s.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
@@ -41,6 +43,11 @@ def connect() -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def joined() -> bool:
+    """Say whether the connected cluster is another's, which nodes may join."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
 def _join(address: str) -> None:
@@ -96,10 +103,22 @@ def local_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk ends, and not the run along with it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave the line out: the run itself says why it cannot go on."""
+
+    def close(self) -> None:
+        """Let the file go, with its last lines if they can be written."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Send btray's and all of Ray's driver-side log lines to a file, not to the terminal."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("btray", "ray", "ray.data", "ray.train")]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]

@@ -313,3 +313,13 @@ def test_a_dump_holds_every_field_and_is_plain_yaml():
         f"{name}.{key}" for name, part in tree.items() if isinstance(part, dict) for key in part
     }
     assert set(tree) | leaves == set(field_paths())
+
+
+def test_workers_are_a_number_or_a_range():
+    assert load_config(None, ["train.workers=2"]).train.worker_range == (2, 2)
+    ranged = load_config(None, ["train.workers=2..8"])
+    assert ranged.train.worker_range == (2, 8)
+    assert resolve_config(parse_yaml(dump_config(ranged), "again")) == ranged
+    for wrong in ("8..2", "0..2", "0", "many", "true", "2.5"):
+        assert "a number of at least 1, or a range" in mistake(f"train.workers={wrong}")
+    assert "without an image" in mistake("data.batch_size=4", "train.workers=2..8")

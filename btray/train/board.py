@@ -10,8 +10,12 @@ class Update(TypedDict, total=False):
     """One piece of news: from the driver where the run is, all else from the rank-0 worker."""
 
     kind: str
-    """`run`, `attempt`, `step`, `epoch` or `diverged`."""
+    """`run`, `changed`, `waiting`, `attempt`, `step`, `epoch`, `diverged` or `stopped`."""
     uri: str
+    fold: int
+    """Of a cross-validation; absent in other runs."""
+    reason: str
+    workers: int
     epoch: int
     step: int
     steps: int
@@ -29,7 +33,7 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         self._changed = asyncio.Condition()
-        self._closed = False
+        self._closed = self._stopping = False
         self._blocks: list[Any] | None = None
         self._workers = workers
         self._places: dict[int, str] = {}
@@ -55,9 +59,22 @@ class Board:
             self._closed = True
             self._changed.notify_all()
 
-    async def rows(self, rank: int, node: str) -> Any:  # noqa: ANN401 - blocks or cached rows
-        """Wait for what a training worker on a node reads; None: there will be nothing."""
+    async def stop(self) -> None:
+        """Tell the workers to make a checkpoint and leave."""
         async with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    async def stopped(self) -> None:
+        """Wait until the run is told to stop."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopping)
+
+    async def rows(self, rank: int, node: str, workers: int) -> Any:  # noqa: ANN401 - either kind
+        """Wait for what one of so many workers reads on its node; None: there will be nothing."""
+        async with self._changed:
+            if workers != self._workers:
+                self._workers, self._places = workers, {}
             self._places[rank] = node
             self._cached.pop(node, None)  # to be offered anew: its file may be gone
             self._unanswered = True

@@ -1,6 +1,7 @@
 """Learning curves as a picture."""
 
 import io
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +23,29 @@ def plot_history(history: list[dict[str, float]]) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
+    return _png(figure)
+
+
+def plot_folds(histories: Sequence[list[dict[str, float]]]) -> bytes:
+    """Draw validation loss and macro-F1 of every fold over its epochs; return a PNG."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, key, title in zip(
+        figure.subplots(1, 2),
+        ("val_loss", "val_macro_f1"),
+        ("validation loss", "validation macro-F1"),
+        strict=True,
+    ):
+        for fold, history in enumerate(histories):
+            epochs = [row["epoch"] + 1 for row in history]
+            axes.plot(epochs, [row[key] for row in history], label=f"fold {fold}", marker=".")
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -25,11 +25,24 @@ class Display(Protocol):
         """Take one piece of news."""
 
 
+class Displays:
+    """Several displays as one."""
+
+    def __init__(self, *displays: Display) -> None:
+        self.displays = displays
+
+    def show(self, update: Update) -> None:
+        """Pass one piece of news to all of them."""
+        for display in self.displays:
+            display.show(update)
+
+
 @dataclass
 class News:
     """What was heard of a run that its result does not tell."""
 
     diverged: Update | None = None
+    stopped: Update | None = None
 
 
 @contextmanager
@@ -46,6 +59,8 @@ def follow(board: Any, display: Display | None) -> Iterator[News]:  # noqa: ANN4
                 _log.info("%s", _line(update))
             if update["kind"] == "diverged":
                 news.diverged = update
+            if update["kind"] == "stopped":
+                news.stopped = update
             if display is not None:
                 display.show(update)
 
@@ -73,7 +88,8 @@ def _line(update: Update) -> str:
             scores = "  ".join(f"{name} {value:.6g}" for name, value in numbers.items())
             return f"epoch {update['epoch'] + 1}/{update['epochs']}  {scores}"
         case "attempt":
-            return f"workers begin with epoch {update['epoch'] + 1}"
+            workers = update["workers"]
+            return f"{workers} workers begin with epoch {update['epoch'] + 1}"
         case "diverged":
             where = f"epoch {update['epoch'] + 1}, step {update['step'] + 1}"
             return f"diverged at {where}: loss {update['loss']}"
@@ -97,7 +113,7 @@ class ConsoleDisplay:
         )
         self.task = self.bar.add_task("", epoch="1", loss=0.0, rate=0.0, left="?", visible=False)
         self.live = Live(self.bar, console=console, transient=True, refresh_per_second=4)
-        self.attempts = self.steps = 0
+        self.attempts = self.steps = self.workers = 0
         self.run: str | None = None
 
     def __enter__(self) -> "ConsoleDisplay":
@@ -115,6 +131,12 @@ class ConsoleDisplay:
             case "run":
                 self.run = update["uri"]
                 self.console.print(f"run: {self.run}", style="dim", markup=False)
+            case "changed":
+                self.console.print(f"changed: {update['reason']}", markup=False, highlight=False)
+            case "waiting":
+                self.console.print(
+                    f"waiting for the cluster to grow: {update['reason']}", markup=False
+                )
             case "attempt":
                 self._attempt(update)
             case "step":
@@ -128,7 +150,10 @@ class ConsoleDisplay:
         if update["epoch"] or step or self.attempts > 1:
             reason = "workers replaced; " if self.attempts > 1 else ""
             within = f", step {step + 1}" if step else ""
-            self.console.print(f"{reason}going on with epoch {update['epoch'] + 1}{within}")
+            resized = self.workers and self.workers != update["workers"]
+            number = f", now {update['workers']} workers" if resized else ""
+            self.console.print(f"{reason}going on with epoch {update['epoch'] + 1}{within}{number}")
+        self.workers = update["workers"]
 
     def _step(self, update: Update) -> None:
         self.steps += 1

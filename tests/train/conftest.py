@@ -1,52 +1,16 @@
-"""A data set any network learns in a few steps, and runs on it."""
+"""Runs on a data set any network learns in a few steps."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from btray.config import Config, resolve_config
-from btray.core.labels import CLASS_NAMES
-
-PER_CLASS = 60
-
-
-def texture(number: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise [48, 48] with nothing, horizontal or vertical stripes, or a chequerboard in it."""
-    pixels = rng.integers(0, 120, (48, 48))
-    rows, columns = (np.indices((48, 48)) + rng.integers(0, 12, (2, 1, 1))) // 6 % 2
-    patterns = (np.zeros_like(rows), rows, columns, rows ^ columns)
-    return (pixels + 130 * patterns[number]).astype(np.uint8)
-
-
-def read_here(source: object, items: tuple[object, ...]) -> Iterator[object]:
-    """The worker's own function, called in this process."""
-    from btray.data.reading import _item_table, read_items
-
-    yield from read_items(_item_table(items), source)
-
-
-@pytest.fixture(scope="session")
-def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from btray.data.importer import run_import
-    from btray.data.sources.imagefolder import ImageFolder
-
-    root = tmp_path_factory.mktemp("training")
-    rng = np.random.default_rng(0)
-    for number, name in enumerate(CLASS_NAMES):
-        (root / "images" / name).mkdir(parents=True)
-        for index in range(PER_CLASS):
-            picture = Image.fromarray(texture(number, rng))
-            picture.save(root / "images" / name / f"{index:03d}.png")
-    run_import(ImageFolder(str(root / "images")), str(root / "dataset"), reader=read_here)
-    return root / "dataset"
 
 
 @pytest.fixture(scope="session")

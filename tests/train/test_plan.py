@@ -55,6 +55,13 @@ def test_default_cores_fit_a_node(resources):
     assert place(TrainConfig(workers=2)).cpus == 4
 
 
+def test_a_range_of_workers_shares_the_cores_that_are_there(resources):
+    resources(18)
+    assert place(TrainConfig(workers="1..4")).cpus == 4
+    resources(4, nodes=2)
+    assert place(TrainConfig(workers="2..8")).cpus == 1
+
+
 def test_scaling_asks_ray_for_the_same():
     scaling = Placement(workers=3, cpus=2, gpu=True).scaling()
     assert scaling.num_workers == 3
@@ -70,3 +77,11 @@ def test_workers_that_do_not_pack_onto_the_nodes_are_refused(resources):
     resources(5, nodes=3)
     with pytest.raises(UserError, match="does not fit the cluster"):
         place(TrainConfig(workers=4, cpus_per_worker=3))
+
+
+def test_a_range_of_workers_needs_room_for_the_fewest(resources):
+    resources(3)
+    placement = place(TrainConfig(workers="2..8", cpus_per_worker=1))
+    assert placement.scaling().num_workers == (2, 8)
+    with pytest.raises(UserError, match=r"train\.workers=4\.\.8 with 1 CPUs each does not fit"):
+        place(TrainConfig(workers="4..8", cpus_per_worker=1))

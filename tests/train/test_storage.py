@@ -13,7 +13,7 @@ def config(tmp_path):
 def test_a_new_run_keeps_its_configuration(config, tmp_path):
     folder, settled = RunFolder.create(config)
     assert folder.local == tmp_path / "runs" / "first"
-    again, read = RunFolder.reopen(str(folder.local))
+    again, read, _ = RunFolder.reopen(str(folder.local))
     assert again == folder
     assert read == settled
 
@@ -37,7 +37,7 @@ def test_places_are_kept_independently_of_the_current_folder(tmp_path, monkeypat
 def test_a_moved_run_is_resumed_where_it_is(config, tmp_path):
     RunFolder.create(config)
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
-    folder, settled = RunFolder.reopen(str(tmp_path / "elsewhere" / "first"))
+    folder, settled, _ = RunFolder.reopen(str(tmp_path / "elsewhere" / "first"))
     assert folder.local == tmp_path / "elsewhere" / "first"
     assert settled.run.storage == str(tmp_path / "elsewhere")
 

@@ -98,6 +98,49 @@ def test_a_streamed_run_goes_on_within_an_epoch_as_if_undisturbed(
         assert torch.equal(weights, run.bundle.weights[name]), name
 
 
+CRAFT = {
+    "train.epochs": 4,
+    "train.checkpoint_every": 2,
+    "train.ema": 0.95,
+    "train.mixup": 0.4,
+    "train.accumulation": 2,
+    "train.freeze_epochs": 1.3,
+    "train.schedule": "plateau",
+    "train.metric": "loss",
+    "model.views": 2,
+    "data.balanced": "true",
+}
+
+
+def test_all_the_craft_goes_on_within_an_epoch_as_if_undisturbed(
+    cluster, config_in, make_config, within_killer, tmp_path
+):
+    straight = fit(config_in(tmp_path / "straight", **CRAFT))
+    config = make_config("craft", **CRAFT)
+    display = within_killer(Path(config.run.storage), epoch=1, step=6)
+    run = fit(config, display)
+    assert display.attempts[1] in {(1, 2), (1, 4), (1, 6), (1, 8)}
+    assert scores(run.history) == scores(straight.history)
+    for name, weights in straight.bundle.weights.items():
+        assert torch.equal(weights, run.bundle.weights[name]), name
+    best = min(straight.history, key=lambda row: row["val_loss"])
+    assert straight.bundle.card.provenance.epoch == best["epoch"]
+
+
+def test_a_bundle_is_what_the_next_run_starts_from(undisturbed, make_config):
+    """With the backbone standing still throughout, only the classifier is another's."""
+    settings = {"train.epochs": 1, "train.freeze_epochs": 1, "train.learning_rate": 1e-3}
+    run = fit(make_config("tuned", **settings, **{"model.pretrained": undisturbed.bundle.uri}))
+    assert run.history[0]["val_accuracy"] > 0.9
+    assert run.bundle.card.provenance.initial_weights == "file"
+    assert "pretrained" not in run.bundle.card.train_config["model"]
+    for name, weights in undisturbed.bundle.weights.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        same = torch.equal(weights, run.bundle.weights[name])
+        assert same is not name.startswith("head."), name
+
+
 def test_a_failed_run_is_resumed(undisturbed, make_config, killer):
     settings = {"train.epochs": 6, "train.max_failures": 0}
     config = make_config("failed", **settings)
@@ -141,6 +184,11 @@ def test_class_weights_change_the_loss(undisturbed, make_config):
         ({"data.dataset": "/nowhere"}, "no btray data set"),
         ({"train.workers": 64, "data.batch_size": 64}, "lower train.workers"),
         ({"train.gpu": "always"}, "GPUs"),
+        ({"train.precision": "float16"}, "float16 needs a GPU"),
+        ({"train.sync_batch_norm": True}, "on GPUs only"),
+        ({"train.optimizer": "adamx"}, "nearest: .*adam"),
+        ({"model.pretrained": "/nowhere.pth"}, "no such file"),
+        ({"model.drop_path": 0.1}, "no residual blocks"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_made(
