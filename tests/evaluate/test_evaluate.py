@@ -27,10 +27,10 @@ def here(monkeypatch):
     """Score in this process, without Ray; a number appended to the list cuts the rows there."""
     cut = []
 
-    def scored(bundle, dataset, split):
+    def scored(bundle, dataset, split, features):
         rows = dataset.table(["image", "label", "split", "sha256"], split)
         decoded = _decode_table(rows, bundle.card.image)
-        yield score(decoded.slice(0, decoded.num_rows + sum(cut)), bundle)
+        yield score(decoded.slice(0, decoded.num_rows + sum(cut)), bundle, features)
 
     monkeypatch.setattr(evaluate, "_scored", scored)
     monkeypatch.setattr(evaluate.cluster, "connect", lambda: None)
@@ -123,6 +123,7 @@ def test_the_metrics_say_of_what_they_are(evaluation, bundle, dataset):
         "content_hash": dataset.manifest.content_hash,
         "source": dataset.manifest.source,
         "same_as_trained_on": True,
+        "fold": None,
     }
 
 
@@ -161,7 +162,7 @@ def test_a_block_without_rows_is_scored(bundle):
     schema = {"square": pa.binary(32 * 32), "label": pa.string(), "sha256": pa.string()}
     scored = score(pa.table({name: pa.array([], kind) for name, kind in schema.items()}), bundle)
     assert scored.num_rows == 0
-    assert scored.column_names == ["sha256", "label", "logits"]
+    assert scored.column_names == ["sha256", "label", "logits", "strangeness", "features"]
 
 
 def test_the_data_set_is_not_touched(dataset):
