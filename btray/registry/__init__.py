@@ -1,0 +1,1 @@
+"""MLflow: runs as they are trained, and versions of models."""

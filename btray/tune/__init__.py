@@ -1,0 +1,1 @@
+"""Ray Tune: search of settings that train better."""
