@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 settings.register_profile("btray", deadline=None, derandomize=True, database=None)
 settings.load_profile("btray")
+
+PER_CLASS = 60
+"""Pictures of each class in the data set that trains in seconds."""
 
 
 def slices_root() -> Path | None:
@@ -191,3 +195,38 @@ def make_dicom() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return make
+
+
+def texture(number: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise [48, 48] with nothing, horizontal or vertical stripes, or a chequerboard in it."""
+    pixels = rng.integers(0, 120, (48, 48))
+    rows, columns = (np.indices((48, 48)) + rng.integers(0, 12, (2, 1, 1))) // 6 % 2
+    patterns = (np.zeros_like(rows), rows, columns, rows ^ columns)
+    return (pixels + 130 * patterns[number]).astype(np.uint8)
+
+
+def read_here(source: object, items: tuple[object, ...]) -> Iterator[object]:
+    """The worker's own function, called in this process."""
+    from btray.data.reading import _item_table, read_items
+
+    yield from read_items(_item_table(items), source)
+
+
+@pytest.fixture(scope="session")
+def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set any network learns in a few steps."""
+    from PIL import Image
+
+    from btray.core.labels import CLASS_NAMES
+    from btray.data.importer import run_import
+    from btray.data.sources.imagefolder import ImageFolder
+
+    root = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(CLASS_NAMES):
+        (root / "images" / name).mkdir(parents=True)
+        for index in range(PER_CLASS):
+            picture = Image.fromarray(texture(number, rng))
+            picture.save(root / "images" / name / f"{index:03d}.png")
+    run_import(ImageFolder(str(root / "images")), str(root / "dataset"), reader=read_here)
+    return root / "dataset"

@@ -9,9 +9,13 @@ from rich.console import Console
 
 from btray.cli import config as config_command
 from btray.cli import data as data_command
+from btray.cli import models as models_command
+from btray.cli import runs as runs_command
 from btray.cli.evaluate import evaluate
+from btray.cli.explain import explain
 from btray.cli.predict import predict
 from btray.cli.train import train
+from btray.cli.tune import tune
 from btray.errors import CheckFailed, UserError
 from btray.version import __version__
 
@@ -23,9 +27,13 @@ app = typer.Typer(
 )
 app.add_typer(data_command.app, name="data")
 app.add_typer(config_command.app, name="config")
+app.add_typer(runs_command.app, name="runs")
+app.add_typer(models_command.app, name="models")
 app.command()(train)
+app.command()(tune)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(explain)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from btray.cli.bundles import open_bundle
 from btray.cli.progress import counting
 from btray.errors import UserError
 
@@ -38,7 +39,11 @@ class Format(StrEnum):
 def predict(
     paths: Annotated[list[str], typer.Argument(help="Images, folders, globs.", metavar="PATH…")],
     bundle: Annotated[
-        str | None, typer.Option(help="Bundle or run: a folder or a URI.", metavar="B")
+        str | None,
+        typer.Option(
+            help="Bundle, run or models:/NAME@ALIAS; by default the shipped reference.",
+            metavar="B",
+        ),
     ] = None,
     output: Annotated[Format, typer.Option("--format", help="Table or JSON Lines.")] = Format.table,
 ) -> None:
@@ -46,13 +51,13 @@ def predict(
 
     An image that cannot be used is a row with the reason, and the exit code is then 1.
     """
-    if bundle is None:
-        raise UserError("--bundle is missing; give the bundle of a run, such as runs/NAME/bundle")
+    from btray.core.reference import reference_bundle
+
+    bundle = bundle or reference_bundle()
     files = find_images(paths)
-    from btray.core.bundle import load_bundle
     from btray.core.predictor import Predictor
 
-    predictor = Predictor(load_bundle(bundle))
+    predictor = Predictor(open_bundle(bundle))
     rows = answer(predictor, files)
     failed = _print_lines(rows) if output is Format.jsonl else _print_table(rows, len(files))
     if failed:
@@ -102,7 +107,7 @@ def answer(predictor: "Predictor", files: Sequence[Path]) -> Iterator[Row]:
 
     for start in range(0, len(files), BATCH):
         portion = files[start : start + BATCH]
-        contents = [_read(path) for path in portion]
+        contents = [read_file(path) for path in portion]
         readable = [data for data in contents if isinstance(data, bytes)]
         answers = iter(predictor.predict(readable))
         for path, data in zip(portion, contents, strict=True):
@@ -110,7 +115,8 @@ def answer(predictor: "Predictor", files: Sequence[Path]) -> Iterator[Row]:
             yield {"path": str(path), **answer_row(result, predictor.bundle)}
 
 
-def _read(path: Path) -> "bytes | ImageError":
+def read_file(path: Path) -> "bytes | ImageError":
+    """Read an image file, or say why it cannot be used."""
     from btray.core.files import reason
     from btray.core.images import MAX_BYTES, ImageError
 

@@ -4,6 +4,7 @@ from typer.testing import CliRunner
 
 from btray.cli.config import app
 from btray.config import Config, load_config
+from btray.tune.settings import load_sweep
 
 
 def run(*arguments):
@@ -27,4 +28,7 @@ def test_the_shipped_configurations_are_valid(request):
     files = sorted((request.config.rootpath / "configs").glob("*.yaml"))
     assert {file.stem for file in files} >= {"quick", "reference"}
     for file in files:
-        assert run("show", "--config", file).exit_code == 0
+        if file.stem == "sweep":
+            assert load_sweep(file, []).tune.trials > 1
+        else:
+            assert run("show", "--config", file).exit_code == 0

@@ -34,7 +34,6 @@ def test_an_unknown_command_is_a_mistake_of_usage():
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        (("predict", "a.png"), "btray: --bundle is missing"),
         (("predict", "--bundle", "b", "no:smile:[b].png"), "btray: no:smile:[b].png: no such file"),
         (
             ("train", "--bogus"),

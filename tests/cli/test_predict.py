@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from btray.cli import app
 from btray.cli.predict import answer, find_images
+from btray.core.bundle import load_bundle
 from btray.core.images import MAX_BYTES
 from btray.core.predictor import Predictor
+from btray.core.reference import reference_bundle
 from btray.errors import UserError
 
 KEYS = [
@@ -206,7 +208,6 @@ def test_the_table_tells_why_an_image_cannot_be_used(tiny_bundle, tmp_path, monk
 
 
 def test_a_missing_bundle_is_the_users_mistake(folder):
-    assert isinstance(run(folder).exception, UserError)
     none = run("--bundle", folder, folder).exception
     assert isinstance(none, UserError)
     assert "no bundle" in str(none)
@@ -237,3 +238,11 @@ def test_an_exit_is_typers_own(folder, tiny_bundle):
     command = typer.main.get_command(app)
     arguments = ["predict", "--bundle", tiny_bundle.uri, "--format", "jsonl", str(folder)]
     assert command.main(arguments, standalone_mode=False) == 1
+
+
+def test_without_a_bundle_the_shipped_one_answers(folder):
+    result = run(folder / "b.png", "--format", "jsonl")
+    (row,) = json_lines(result)
+    assert result.exit_code == 0
+    assert list(row) == KEYS
+    assert row["model"]["version"] == load_bundle(reference_bundle()).version

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -22,6 +24,11 @@ def test_train_prints_the_bundle_and_draws_the_curves(phantom, tmp_path):
     assert "epoch   2/2" in done.stderr
     assert "best epoch" in done.stderr
     assert (storage / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tracked,) = json.loads(run("runs", "list", "--tracking", storage, "--format", "json").stdout)
+    assert (tracked["name"], tracked["status"]) == ("a", "FINISHED")
+    assert tracked["metrics"]["val_loss"] > 0
+    assert (storage / "mlartifacts" / tracked["run_id"] / "artifacts/bundle/bundle.json").exists()
+    assert "tracking:" not in done.stderr
     again = run("train", "--resume", storage / "a")
     assert isinstance(again.exception, UserError)
     assert "finished" in str(again.exception)
@@ -34,7 +41,7 @@ def test_train_prints_the_bundle_and_draws_the_curves(phantom, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--resume", "x", "--set", "seed=1"), "leave the others out"),
+        (("--resume", "x", "--set", "seed=1"), "no run to resume"),
         (("--resume", "/nowhere/run"), "no run to resume"),
         (("--data", "/nowhere"), "no btray data set"),
         ((), "data.dataset is not set"),

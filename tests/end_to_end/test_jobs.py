@@ -31,6 +31,18 @@ def test_a_submitted_job_trains(submit, phantom, tmp_path, train_options):
     assert load_bundle(str(tmp_path / "runs" / "run")).card.provenance.run == "run"
 
 
+def test_a_submitted_job_tunes(submit, phantom, tmp_path, train_options):
+    settings = {
+        "data.dataset": phantom, "run.storage": tmp_path, "run.name": "sweep",
+        "train.workers": 1, "train.patience": 0, "train.warmup_epochs": 0, "tune.trials": 2,
+        "tune.search": "random", "tune.space": "{model.dropout: 'uniform(0,0.5)'}",
+    }  # fmt: skip
+    done = submit("tune", *train_options(**settings))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finished after 1/1 epochs") == 2
+    assert load_bundle(str(tmp_path / "sweep" / "bundle")).card.metrics
+
+
 def test_a_mistake_in_a_submitted_job_is_one_line_and_fails_it(submit):
     done = submit("train", "--data", "/nowhere")
     assert done.returncode == 1

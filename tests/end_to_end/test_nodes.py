@@ -1,5 +1,7 @@
 """One job over two nodes, as Ray's cluster utilities make them on one machine."""
 
+import json
+
 import pytest
 
 from btray.core.bundle import load_bundle
@@ -91,3 +93,61 @@ def test_two_nodes_train_one_job(run_python, phantom, tmp_path, train_options):
     done = run_python("-c", TWO_NODES, *train_options(**places, **{"train.cpus_per_worker": 2}))
     assert "nodes 2 epochs 1" in done.stdout, done.stderr
     assert load_bundle(str(tmp_path / "runs" / "run")).card.name == "btray_cnn"
+
+
+LOST = """
+import json, sys
+import ray
+from ray.cluster_utils import Cluster
+from btray.config import resolve_as
+from btray.tune.settings import SweepConfig
+from btray.tune.sweep import search
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+spot = nodes.add_node(num_cpus=3)
+nodes.wait_for_nodes()
+ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
+
+
+class Spot:
+    '''Takes the second node away once every trial has had some epochs.'''
+
+    def sweep(self, folder, plan):
+        print(plan, file=sys.stderr)
+
+    def trial(self, trial, trials):
+        global spot
+        running = [t for t in trials.values() if t.state == "running"]
+        if spot and len(running) == 2 and all(len(t.history) >= 3 for t in running):
+            nodes.remove_node(spot, allow_graceful=False)
+            spot = None
+
+
+config = resolve_as(SweepConfig, json.loads(sys.argv[1]))
+trials = search(config, Spot()).outcome.trials
+print(json.dumps([[t.state, t.failures, [row["epoch"] for row in t.history]] for t in trials]))
+ray.shutdown()
+nodes.shutdown()
+"""
+
+
+def test_a_lost_node_costs_its_trial_no_finished_epoch(phantom, tmp_path, run_python):
+    epochs = 60  # the two processes may start seconds apart
+    config = {
+        "image": {"size": 32},
+        "data": {"dataset": str(phantom), "batch_size": 16},
+        "train": {"epochs": epochs, "patience": 0, "cpus_per_worker": 2},
+        "run": {"storage": str(tmp_path), "name": "sweep"},
+        "tune": {
+            "trials": 2, "search": "random", "scheduler": "none", "at_once": 2,
+            "max_failures": 3, "space": {"model.dropout": "uniform(0, 0.5)"},
+        },
+    }  # fmt: skip
+    done = run_python("-c", LOST, json.dumps(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (said,) = (line for line in done.stdout.splitlines() if line.startswith("[["))
+    trials = json.loads(said)
+    assert [state for state, _, _ in trials] == ["finished"] * 2
+    assert sum(failures for _, failures, _ in trials) >= 1
+    for _, _, seen in trials:
+        assert seen == [float(epoch) for epoch in range(epochs)]
