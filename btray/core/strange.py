@@ -1,4 +1,4 @@
-"""How strange an image is to a network, by the features that its classifier is given."""
+"""How strange an image is to a network, by its features (`btray.core.features`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,6 @@ IN_DISTRIBUTION: Final = 0.99
 _COMPONENTS: Final = 32
 _ROWS_A_COMPONENT: Final = 4
 """Rows of validation for each component, at least."""
-_POWER: Final = 0.25
-"""Exponent of the features: what few channels shout must not drown what all of them say."""
 _FOLDS: Final = 5
 _NAMES: Final = ("centre", "components", "variances", "noise", "threshold")
 
@@ -28,8 +26,8 @@ class Detector:
 
     Probabilistic principal components (Tipping & Bishop 1999): the score is the squared
     Mahalanobis distance (Lee et al. 2018), in which what lies outside the principal subspace
-    weighs most (as in ViM, Wang et al. 2022). Features are first raised to a power (the tamed
-    outliers of ReAct, Sun et al. 2021) and brought to length 1.
+    weighs most (as in ViM, Wang et al. 2022). The features come tamed (as the outliers of ReAct,
+    Sun et al. 2021), and from two depths (as in Lee et al. 2018).
     """
 
     centre: Floats
@@ -50,7 +48,7 @@ class Detector:
 
     def score(self, features: NDArray[np.floating]) -> Floats:
         """Return how strange n images are [n], from features [n, features]; 0 is the centre."""
-        offsets = _tamed(features) - self.centre
+        offsets = features.astype(np.float64) - self.centre
         inside = offsets @ self.components.T
         outside = np.maximum((offsets**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
         return np.asarray((inside**2 / self.variances).sum(axis=1) + outside / self.noise)
@@ -122,25 +120,17 @@ def fit_detector(
 
 
 def _fitted(features: NDArray[np.floating]) -> Detector | None:
-    tamed = _tamed(features)
-    rows, width = tamed.shape
+    rows, width = features.shape
     count = min(_COMPONENTS, rows // _ROWS_A_COMPONENT, width - 1)
     if count < 1:
         return None
     from sklearn.utils.extmath import randomized_svd  # not for those who only predict
 
-    centre = tamed.mean(axis=0)
-    offsets = tamed - centre
+    centre = features.mean(axis=0, dtype=np.float64)
+    offsets = features - centre
     _, lengths, directions = randomized_svd(offsets, count, n_iter=7, random_state=0)
     variances = lengths**2 / (rows - 1)
     noise = float(((offsets**2).sum() / (rows - 1) - variances.sum()) / (width - count))
     if not noise > np.finfo(np.float32).tiny:
         return None
     return Detector(centre, directions, np.maximum(variances, noise), noise, 0.0)
-
-
-def _tamed(features: NDArray[np.floating]) -> Floats:
-    values = features.astype(np.float64)
-    tamed = np.sign(values) * np.abs(values) ** _POWER
-    lengths = np.linalg.norm(tamed, axis=1, keepdims=True)
-    return np.asarray(tamed / np.maximum(lengths, np.finfo(np.float64).tiny))

@@ -53,6 +53,10 @@ class CompactCNN(nn.Module):
         self.stem = nn.Sequential(*conv_bn_relu(in_chans, 16, kernel=5, stride=2))
         shapes = zip((16, *widths[:-1]), widths, depths, strict=True)
         self.blocks = nn.Sequential(*(ConvBlock(*shape) for shape in shapes))
+        self.feature_info = [
+            {"module": f"blocks.{number}", "num_chs": width, "reduction": 4 * 2**number}
+            for number, width in enumerate(widths)
+        ]
         self.dropout = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes)
         self.apply(_initialise)

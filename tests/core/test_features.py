@@ -8,18 +8,19 @@ from torch import nn
 
 from btray.config import ModelConfig
 from btray.core.ensemble import Ensemble
-from btray.core.features import classifier_of, predict_with_features
+from btray.core.features import classifier_of, feature_count, predict_with_features, tamed
 from btray.core.loop import Precision, predict_logits
 from btray.core.zoo import create_model
 
 PRECISION = Precision.choose("float32", torch.device("cpu"))
-NETWORKS = {
-    "btray_cnn": 192,
-    "resnet10t": 512,
-    "mobilenetv3_small_100": 1024,
-    "tf_efficientnet_lite0": 1280,
-    "vit_tiny_patch16_224": 192,
-    "resnetv2_18": 512,  # its classifier is a convolution
+NETWORKS = {  # what the classifier is given, and the channels of the stage before the last
+    "btray_cnn": (192, 128),
+    "resnet10t": (512, 256),
+    "mobilenetv3_small_100": (1024, 48),
+    "tf_efficientnet_lite0": (1280, 112),
+    "vit_tiny_patch16_224": (192, 192),
+    "swin_tiny_patch4_window7_224": (768, 384),  # its channels are last
+    "resnetv2_18": (512, 256),  # its classifier is a convolution
 }
 
 
@@ -34,18 +35,34 @@ def network(name="btray_cnn", size=64):
 
 
 def hooks(model):
-    return sum(len(layer._forward_pre_hooks) for layer in model.modules())
+    layers = list(model.modules())
+    return sum(len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("views", [1, 2])
-def test_features_are_what_the_classifier_makes_the_logits_of(name, views):
-    model = network(name)
-    logits, features = predict_with_features(model, [images()], PRECISION, views)
-    assert (features.dtype, features.shape) == (torch.float32, (3, NETWORKS[name]))
+def test_features_are_what_the_classifier_makes_the_logits_of_and_an_earlier_stage(name):
+    model, (width, channels) = network(name), NETWORKS[name]
+    logits, features = predict_with_features(model, [images()], PRECISION)
+    assert (features.dtype, features.shape) == (torch.float32, (3, width + channels))
+    assert feature_count(model) == width + channels
+    assert features[:, :width].norm(dim=1).numpy() == pytest.approx(1, abs=1e-5)
+    assert features[:, width:].norm(dim=1).numpy() == pytest.approx(0.4, abs=1e-5)
     layer = classifier_of(model)
-    again = features @ layer.weight.detach().flatten(1).T + layer.bias.detach()
-    assert again.numpy() == pytest.approx(logits.numpy(), abs=1e-4)
+    last = features[:, :width].sign() * features[:, :width].abs() ** 4  # but for its length
+    rest = logits - layer.bias.detach()
+    again = last @ layer.weight.detach().flatten(1).T
+    assert torch.cosine_similarity(again, rest).min() > 0.999
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_earlier_stage_is_the_one_before_the_last(views):
+    model, rows = network(), images()
+    _, features = predict_with_features(model, [rows], PRECISION, views)
+    sides = [rows, rows.flip(-1)][:views]
+    with torch.no_grad():
+        maps = torch.stack([model.blocks[:3](model.stem(side)) for side in sides])
+    expected = 0.4 * tamed(maps.mean(dim=(0, 3, 4)))
+    assert features[:, 192:].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -82,9 +99,22 @@ def test_maps_are_averaged_over_places():
         def forward(self, rows):
             return self.head(rows.permute(0, 2, 3, 1)).mean(dim=(1, 2))
 
+    class Two(Dense):
+        """The same of an image and its negative."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 4)
+
+        def forward(self, rows):
+            return super().forward(torch.cat([rows, 1 - rows], dim=1))
+
     rows = images()
-    _, features = predict_with_features(Dense(), [rows], PRECISION)
-    assert features.numpy() == pytest.approx(rows.mean(dim=(2, 3)).numpy(), abs=1e-6)
+    assert predict_with_features(Dense(), [rows], PRECISION)[1].tolist() == [[1.0]] * 3
+    _, features = predict_with_features(Two(), [rows], PRECISION)
+    means = rows.mean(dim=(2, 3))
+    expected = tamed(torch.cat([means, 1 - means], dim=1))
+    assert features.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("views", [1, 2])
