@@ -230,11 +230,12 @@ def save_bundle(
         weights = {name: _halved(name, tensor) for name, tensor in weights.items()}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CARD).unlink(missing_ok=True)
-    beside = {_DETECTOR: detector, _SEEN: seen}
+    found = {name: torch.from_numpy(v) for name, v in (detector.tensors() if detector else {}).items()}
+    beside = {_DETECTOR: found, _SEEN: seen.tensors() if seen else {}}
     extras = {
         f"{prefix}{name}": tensor
-        for prefix, extra in beside.items()
-        for name, tensor in (extra.tensors() if extra else {}).items()
+        for prefix, tensors in beside.items()
+        for name, tensor in tensors.items()
     }
     save_file(weights | extras, directory / WEIGHTS)
     (directory / WEIGHTS).chmod(0o666 & ~_umask())

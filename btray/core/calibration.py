@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.optimize import minimize, minimize_scalar
 from scipy.special import betaincinv, log_softmax, logsumexp, softmax
 
 from btray.config import Section
@@ -116,6 +115,7 @@ def group_weights(groups: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """Return the temperature in 0.05..20 of least negative log likelihood."""
+    from scipy.optimize import minimize_scalar  # not for those who only predict
 
     def loss(log_temperature: float) -> float:
         return _nll(logits / np.exp(log_temperature), labels)
@@ -131,6 +131,7 @@ def fit_scaling(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple
     answers are too modest and its unsure ones too bold. Starts from `fit_temperature`, and with
     few rows hardly leaves it.
     """
+    from scipy.optimize import minimize  # not for those who only predict
 
     def loss(both: NDArray[np.float64]) -> float:
         log_temperature, exponent = both.tolist()

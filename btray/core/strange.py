@@ -1,13 +1,11 @@
 """How strange an image is to a network, by its features (`btray.core.features`)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 IN_DISTRIBUTION: Final = 0.99
 """Share of fresh images like those of validation that are not to be called strange."""
@@ -16,6 +14,10 @@ _ROWS_A_COMPONENT: Final = 4
 """Rows of validation for each component, at least."""
 _FOLDS: Final = 5
 _NAMES: Final = ("centre", "components", "variances", "noise", "threshold")
+_DECILES: Final = "deciles"
+_BINS: Final = 10
+_SMOOTHING: Final = 0.5
+"""Added to the count of every bin: an empty one would make the index infinite."""
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +42,9 @@ class Detector:
     """Variance along each direction outside."""
     threshold: float
     """Scores above it are strange."""
+    deciles: Floats | None = None
+    """Scores of held-out rows that part them in ten equal shares [9], for `drift`; None in bundles
+    of before."""
 
     @property
     def method(self) -> str:
@@ -53,42 +58,53 @@ class Detector:
         outside = np.maximum((offsets**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
         return np.asarray((inside**2 / self.variances).sum(axis=1) + outside / self.noise)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return it as tensors, the directions in half precision."""
-        kept = {name: torch.tensor(np.array(getattr(self, name), order="C")) for name in _NAMES}
-        return kept | {"components": kept["components"].half()}
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return it as arrays, the directions in half precision."""
+        kept = {name: np.array(getattr(self, name), order="C") for name in _NAMES}
+        if self.deciles is not None:
+            kept[_DECILES] = self.deciles
+        return kept | {"components": kept["components"].astype(np.float16)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Take what `tensors` gave.
+    def from_tensors(cls, tensors: Mapping[str, ArrayLike]) -> Self:
+        """Take what `tensors` gave, as arrays or tensors.
 
         Raises:
             ValueError: tensors of other names or shapes, or values that cannot be.
 
         """
-        if set(tensors) != set(_NAMES):
+        if set(tensors) - {_DECILES} != set(_NAMES):
             raise ValueError(f"a detector has {', '.join(_NAMES)}, not {', '.join(tensors)}")
-        found = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-        count = len(found["variances"]) if found["variances"].ndim == 1 else -1
-        shapes = {
-            "centre": found["centre"].shape[:1],
-            "components": (count, *found["centre"].shape[:1]),
-            "variances": (count,),
-            "noise": (),
-            "threshold": (),
-        }
-        wrong = [name for name in _NAMES if found[name].shape != shapes[name]]
-        if wrong or not all(np.isfinite(values).all() for values in found.values()):
-            raise ValueError(f"damaged detector: {', '.join(wrong) or 'values not finite'}")
-        if not (found["variances"] > 0).all() or not found["noise"] > 0:
-            raise ValueError("damaged detector: a variance that is not above 0")
+        found = {name: np.asarray(given, dtype=np.float64) for name, given in tensors.items()}
+        _check(found)
         return cls(
             found["centre"],
             found["components"],
             found["variances"],
             float(found["noise"]),
             float(found["threshold"]),
+            found.get(_DECILES),
         )
+
+
+def _check(found: Mapping[str, Floats]) -> None:
+    """Raise ValueError unless shapes belong together and values can be."""
+    count = len(found["variances"]) if found["variances"].ndim == 1 else -1
+    shapes = {
+        "centre": found["centre"].shape[:1],
+        "components": (count, *found["centre"].shape[:1]),
+        "variances": (count,),
+        "noise": (),
+        "threshold": (),
+        _DECILES: (_BINS - 1,),
+    }
+    wrong = [name for name, values in found.items() if values.shape != shapes[name]]
+    if wrong or not all(np.isfinite(values).all() for values in found.values()):
+        raise ValueError(f"damaged detector: {', '.join(wrong) or 'values not finite'}")
+    if not (found["variances"] > 0).all() or not found["noise"] > 0:
+        raise ValueError("damaged detector: a variance that is not above 0")
+    if (np.diff(found.get(_DECILES, np.zeros(1))) < 0).any():
+        raise ValueError("damaged detector: deciles that do not ascend")
 
 
 def fit_detector(
@@ -97,8 +113,8 @@ def fit_detector(
     """Fit to the features [rows, features] of validation.
 
     The threshold is met by 1 % of the rows, each scored by a detector that was fitted without
-    its group: patients or near duplicates [rows]; each row its own when None. None with too
-    few rows or groups to do so, or when the features are all alike.
+    its group: patients or near duplicates [rows]; each row its own when None. The deciles are of
+    the same scores. None with too few rows or groups to do so, or when the features are all alike.
     """
     units = np.arange(len(features)) if groups is None else groups
     folds = min(_FOLDS, len(np.unique(units)))
@@ -113,10 +129,13 @@ def fit_detector(
         if part is None:
             return None
         scores[held_out] = part.score(features[held_out])
-    threshold = float(np.quantile(scores, IN_DISTRIBUTION, method="higher"))
+    measured = replace(
+        whole,
+        threshold=float(np.quantile(scores, IN_DISTRIBUTION, method="higher")),
+        deciles=np.quantile(scores, np.arange(1, _BINS) / _BINS),
+    )
     # As it will be read back: the directions are stored in half precision.
-    stored = whole.tensors() | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
-    return Detector.from_tensors(stored)
+    return Detector.from_tensors(measured.tensors())
 
 
 def _fitted(features: NDArray[np.floating]) -> Detector | None:
@@ -134,3 +153,24 @@ def _fitted(features: NDArray[np.floating]) -> Detector | None:
     if not noise > np.finfo(np.float32).tiny:
         return None
     return Detector(centre, directions, np.maximum(variances, noise), noise, 0.0)
+
+
+def drift(scores: Sequence[float] | Floats, deciles: Sequence[float] | Floats) -> float:
+    """Return the population stability index of scores [n] against a detector's deciles [9].
+
+    It sums (found - expected) ln(found / expected) over the ten shares between the deciles, each
+    expected to hold a tenth (Siddiqi 2006, Credit Risk Scorecards). Customarily below 0.1 is no
+    drift and above 0.25 a large one; without any drift it is about 9 / n on average (Yurdakul &
+    Naranjo 2020), so that fewer than some 100 scores tell nothing. Half a score is added to every
+    bin, since the logarithm of an empty one is infinite.
+
+    Raises:
+        ValueError: no scores, or not nine deciles.
+
+    """
+    if not len(scores) or len(deciles) != _BINS - 1:
+        raise ValueError(f"{len(scores)} scores and {len(deciles)} deciles: need some and nine")
+    bins = np.searchsorted(np.asarray(deciles), np.asarray(scores))
+    counts = np.bincount(bins, minlength=_BINS) + _SMOOTHING
+    shares = counts / counts.sum()
+    return float(((shares - 1 / _BINS) * np.log(shares * _BINS)).sum())

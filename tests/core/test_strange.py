@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from btray.core.features import tamed
-from btray.core.strange import Detector, fit_detector
+from btray.core.strange import Detector, drift, fit_detector
 
 
 def known(rows, seed=0, width=96, rank=6):
@@ -45,11 +45,62 @@ def test_the_score_is_the_mahalanobis_distance_of_the_fitted_gaussian():
 def test_a_detector_comes_back_as_it_was_and_is_small():
     detector = fit_detector(known(900, width=1280))
     tensors = detector.tensors()
-    assert sum(t.numel() * t.element_size() for t in tensors.values()) < 300_000
+    assert sum(values.nbytes for values in tensors.values()) < 300_000
     again = Detector.from_tensors(tensors)
     features = known(50, seed=2, width=1280)
     np.testing.assert_array_equal(again.score(features), detector.score(features))
     assert again.threshold == detector.threshold
+    np.testing.assert_array_equal(again.deciles, detector.deciles)
+
+
+def test_a_detector_of_before_has_no_deciles():
+    tensors = fit_detector(known(300)).tensors()
+    del tensors["deciles"]
+    again = Detector.from_tensors(tensors)
+    assert again.deciles is None
+    assert again.tensors().keys() == tensors.keys()
+
+
+def test_tensors_of_torch_are_taken_as_arrays_are():
+    detector = fit_detector(known(300))
+    tensors = {name: torch.from_numpy(values) for name, values in detector.tensors().items()}
+    features = known(20, seed=3)
+    found = Detector.from_tensors(tensors).score(features)
+    np.testing.assert_array_equal(found, detector.score(features))
+
+
+def test_fresh_known_images_fill_the_shares_between_the_deciles_alike():
+    detector = fit_detector(known(1500))
+    bins = np.searchsorted(detector.deciles, detector.score(known(3000, seed=5)))
+    shares = np.bincount(bins, minlength=10) / 3000
+    assert shares == pytest.approx(0.1, abs=0.03)
+
+
+def test_drift_is_small_for_known_images_and_large_for_others():
+    detector = fit_detector(known(1500))
+    assert drift(detector.score(known(1000, seed=5)), detector.deciles) < 0.1
+    mixed = np.concatenate([known(700, seed=5), strange(300)])
+    assert drift(detector.score(mixed), detector.deciles) > 0.25
+
+
+def test_drift_is_the_population_stability_index():
+    deciles = np.arange(1, 10)
+    assert drift(np.repeat(np.arange(10) + 0.5, 7), deciles) == pytest.approx(0)
+    counts = np.array([5, 5, 10, 10, 10, 10, 10, 10, 10, 20]) + 0.5
+    scores = np.repeat(np.arange(10) + 0.5, (counts - 0.5).astype(int))
+    shares = counts / 105
+    expected = sum((p - 0.1) * np.log(p / 0.1) for p in shares)
+    assert drift(scores.tolist(), tuple(deciles)) == pytest.approx(expected)
+
+
+def test_drift_of_scores_all_in_one_share_is_finite():
+    assert 0.25 < drift([99.0] * 500, np.arange(1, 10)) < 10
+
+
+@pytest.mark.parametrize(("scores", "deciles"), [([], np.arange(9)), ([1.0], np.arange(8))])
+def test_drift_needs_scores_and_nine_deciles(scores, deciles):
+    with pytest.raises(ValueError, match="deciles"):
+        drift(scores, deciles)
 
 
 def test_groups_are_held_out_whole():
@@ -84,6 +135,8 @@ def test_few_rows_make_a_smaller_one():
         {"variances": torch.ones(3)},
         {"centre": torch.full((96,), torch.nan)},
         {"more": torch.ones(1)},
+        {"deciles": np.arange(8.0)},
+        {"deciles": np.arange(9.0, 0, -1)},
     ],
 )
 def test_damage_is_told(change):
