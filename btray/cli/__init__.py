@@ -9,6 +9,7 @@ from rich.console import Console
 
 from btray.cli import config as config_command
 from btray.cli import data as data_command
+from btray.cli import keys as keys_command
 from btray.cli import models as models_command
 from btray.cli import runs as runs_command
 from btray.cli.evaluate import evaluate
@@ -29,6 +30,7 @@ app.add_typer(data_command.app, name="data")
 app.add_typer(config_command.app, name="config")
 app.add_typer(runs_command.app, name="runs")
 app.add_typer(models_command.app, name="models")
+app.add_typer(keys_command.app, name="keys")
 app.command()(train)
 app.command()(tune)
 app.command()(evaluate)

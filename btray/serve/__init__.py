@@ -1,0 +1,1 @@
+"""Answering over HTTP and gRPC: models, limits, who may ask."""
