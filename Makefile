@@ -5,10 +5,10 @@ DEMO := demo
 IMAGES ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test lint bench docs proto clean
 
 help:
-	@echo "make install | demo | test | lint | bench | docs | clean"
+	@echo "make install | demo | test | lint | bench | docs | proto | clean"
 
 install: .venv/installed
 
@@ -51,6 +51,10 @@ bench: install
 docs: install
 	$(BIN)/pdoc --output-directory build/docs btray btray.config btray.core btray.data btray.train btray.evaluate
 	$(BIN)/btray config schema > build/docs/config.schema.json
+
+# The stubs of gRPC, which are committed; a test holds them to their .proto.
+proto: install
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. btray/serve/proto/*.proto
 
 clean:
 	rm -rf build dist $(DEMO) *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
