@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from btray.core.answers import Outputs
 from btray.core.bundle import Bundle, load_bundle
 from btray.core.fitting import group_numbers
-from btray.core.predictor import Outputs, Predictor
+from btray.core.predictor import Predictor
 from btray.core.preprocess import to_square
 from btray.core.reference import reference_bundle
 from btray.core.strange import fit_detector

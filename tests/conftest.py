@@ -81,8 +81,9 @@ def make_bundle() -> "Callable[..., Bundle]":
     import torch
 
     from btray.config import Config, ImageConfig
-    from btray.core.bundle import FORMAT_VERSION, Card, Provenance, save_bundle
+    from btray.core.bundle import save_bundle
     from btray.core.calibration import Calibration
+    from btray.core.card import FORMAT_VERSION, Card, Provenance
     from btray.core.labels import CLASS_NAMES
     from btray.core.zoo import create_model
 

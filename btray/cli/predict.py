@@ -103,7 +103,7 @@ def _images_in(path: Path) -> list[Path]:
 
 def answer(predictor: "Predictor", files: Sequence[Path]) -> Iterator[Row]:
     """Yield a JSON row a file, in order."""
-    from btray.core.predictor import answer_row
+    from btray.core.answers import answer_row
 
     for start in range(0, len(files), BATCH):
         portion = files[start : start + BATCH]
@@ -112,7 +112,7 @@ def answer(predictor: "Predictor", files: Sequence[Path]) -> Iterator[Row]:
         answers = iter(predictor.predict(readable))
         for path, data in zip(portion, contents, strict=True):
             result = next(answers) if isinstance(data, bytes) else data
-            yield {"path": str(path), **answer_row(result, predictor.bundle)}
+            yield {"path": str(path), **answer_row(result, predictor.card.name, predictor.version)}
 
 
 def read_file(path: Path) -> "bytes | ImageError":

@@ -11,114 +11,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
 
 import torch
-from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from btray.config import ImageConfig, ModelConfig, Section
+from btray.config import ModelConfig
 from btray.core import files
-from btray.core.calibration import Calibration
+from btray.core.answers import strange_above
+from btray.core.card import Card, card_hash, find_card
 from btray.core.ensemble import Ensemble
-from btray.core.layout import CARD, FOLDER, WEIGHTS
+from btray.core.layout import CARD, WEIGHTS
 from btray.core.seen import Seen
 from btray.core.strange import Detector
 from btray.core.zoo import create_model
 from btray.errors import UserError
 
-FORMAT_VERSION: Final = 3
-"""Of what is written: 2 has `members`, `precision` and `assignment_hash`, 3 may have a detector
-and hashes."""
-READABLE: Final = (1, 2, 3)
 _DETECTOR, _SEEN = "detector/", "seen/"
-
-
-class Provenance(Section):
-    """Where a bundle comes from."""
-
-    btray_version: str
-    """Version of btray that trained it."""
-    code_version: str | None
-    """Git commit it was trained from; null when installed without one."""
-    data_hash: str
-    """Content hash of the data set."""
-    assignment_hash: str | None = None
-    """Hash of the data set's splits and folds; null in bundles of format version 1."""
-    seed: int
-    """Seed of the run."""
-    run: str | None
-    """Name of the run."""
-    epoch: int
-    """Epoch of the checkpoint, from 0."""
-    created: str
-    """UTC, ISO 8601."""
-    initial_weights: str | None = None
-    """What the training started from: the hub, a package, or `file`; null for a random start."""
-    teacher: str | None = None
-    """Name and version of the bundle it was distilled from; null without one."""
-    refit: bool = False
-    """Trained on validation too, after a search: no score on validation says anything of it, and
-    its calibration is that of the network the search had found."""
-
-
-class Member(Section):
-    """One network of an ensemble."""
-
-    name: str
-    """What the model is called."""
-    version: str
-    """Of the bundle it was taken from."""
-    weight: float = Field(gt=0, le=1)
-    """Of its vote; those of all members add up to 1."""
-    fold: int | None
-    """The fold it was not trained on; null when it was trained on the train split."""
-    model: ModelConfig
-    metrics: dict[str, float]
-    """Its own scores on the rows its checkpoint was chosen on."""
-    run: str | None
-    """Name of its run."""
-    epoch: int
-    """Epoch of its checkpoint, from 0."""
-    seed: int
-    """Seed of its run."""
-
-
-class Card(Section):
-    """`bundle.json`: all about a network but its weights."""
-
-    format_version: int
-    """Version of the bundle's layout."""
-    name: str
-    """What the model is called."""
-    class_names: tuple[str, ...] = Field(min_length=2)
-    """Class names in the order of the logits."""
-    model: ModelConfig
-    image: ImageConfig
-    metrics: dict[str, float]
-    """Scores on the validation split, on which the checkpoint was chosen."""
-    calibration: Calibration
-    provenance: Provenance
-    train_config: dict[str, Any]
-    """The run's whole configuration; of an ensemble, its first member's."""
-    members: tuple[Member, ...] = ()
-    """The networks of an ensemble, in the order of their weights; empty for a single one."""
-    precision: Literal["float32", "float16"] = "float32"
-    """Type in which kernels and matrices are stored; they are loaded as float32."""
-    weights_sha256: str
-    """SHA-256 of `model.safetensors`."""
-    card_sha256: str = ""
-    """SHA-256 of this file without this field: sorted keys, no spaces."""
-
-    @property
-    def folds(self) -> tuple[int | None, ...]:
-        """The folds that were held out from training; None stands for the validation split."""
-        if self.members:
-            found = {member.fold for member in self.members}
-            return tuple(sorted(found, key=lambda fold: -1 if fold is None else fold))
-        return (self.train_config.get("data", {}).get("fold"),)
 
 
 @dataclass(frozen=True)
@@ -136,13 +46,12 @@ class Bundle:
     @property
     def version(self) -> str:
         """Return a short name of these very weights and settings."""
-        return self.card.card_sha256[:12]
+        return self.card.version
 
     @property
     def strange_above(self) -> float:
         """Return the score of strangeness above which an image is out of distribution."""
-        detector, fitted = self.detector, self.card.calibration
-        return fitted.ood_threshold if detector is None else detector.threshold
+        return strange_above(self.card, self.detector)
 
     def network(self, device: torch.device | None = None) -> nn.Module:
         """Build the network with its weights, in evaluation mode.
@@ -191,7 +100,7 @@ class Bundle:
         total = sum(member.weight for member in chosen)
         members = [m.model_copy(update={"weight": m.weight / total}) for m in chosen]
         card = self.card.model_copy(update={"members": tuple(members)})
-        hashed = card.model_copy(update={"card_sha256": _card_hash(card.model_dump(mode="json"))})
+        hashed = card.model_copy(update={"card_sha256": card_hash(card.model_dump(mode="json"))})
         return replace(
             self,
             card=hashed,
@@ -230,8 +139,11 @@ def save_bundle(
         weights = {name: _halved(name, tensor) for name, tensor in weights.items()}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CARD).unlink(missing_ok=True)
-    found = {name: torch.from_numpy(v) for name, v in (detector.tensors() if detector else {}).items()}
-    beside = {_DETECTOR: found, _SEEN: seen.tensors() if seen else {}}
+    arrays = detector.tensors() if detector else {}
+    beside = {
+        _DETECTOR: {name: torch.from_numpy(values) for name, values in arrays.items()},
+        _SEEN: seen.tensors() if seen else {},
+    }
     extras = {
         f"{prefix}{name}": tensor
         for prefix, tensors in beside.items()
@@ -241,7 +153,7 @@ def save_bundle(
     (directory / WEIGHTS).chmod(0o666 & ~_umask())
     content = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
     fields = card.model_copy(update={"weights_sha256": content}).model_dump(mode="json")
-    fields["card_sha256"] = _card_hash(fields)
+    fields["card_sha256"] = card_hash(fields)
     partial = directory / f".{CARD}.partial"
     partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     partial.rename(directory / CARD)
@@ -264,22 +176,7 @@ def load_bundle(uri: str) -> Bundle:
         UserError: no bundle there, of a newer format, altered or damaged.
 
     """
-    given = uri
-    fields = _read_card(uri)
-    if fields is None:
-        uri = files.join(uri, FOLDER)
-        fields = _read_card(uri)
-    if fields is None:
-        raise UserError(f"{given}: no bundle (no {CARD}); give a bundle or the run it belongs to")
-    where = files.join(uri, CARD)
-    if fields.get("card_sha256") != _card_hash(fields):
-        raise UserError(f"{where}: altered since it was written; export the bundle again")
-    try:
-        card = Card.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {path}: {first['msg']}; export the bundle again") from None
+    uri, card = find_card(uri)
     tensors = _read_weights(files.join(uri, WEIGHTS), card.weights_sha256)
     detector, seen = (_taken(tensors, prefix) for prefix in (_DETECTOR, _SEEN))
     try:
@@ -310,23 +207,6 @@ def _umask() -> int:
     return mask
 
 
-def _read_card(uri: str) -> dict[str, Any] | None:
-    where = files.join(uri, CARD)
-    try:
-        fields = dict(json.loads(files.read(where)))
-        version = fields["format_version"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{where}: damaged; export the bundle again") from None
-    if version not in READABLE:
-        raise UserError(
-            f"{uri}: bundle of format version {version!r}, this btray reads {FORMAT_VERSION}; "
-            "use the btray that wrote it"
-        )
-    return fields
-
-
 def _read_weights(uri: str, sha256: str) -> dict[str, Tensor]:
     try:
         data = files.read(uri)
@@ -338,9 +218,3 @@ def _read_weights(uri: str, sha256: str) -> dict[str, Tensor]:
         return dict(load(data))
     except SafetensorError as error:
         raise UserError(f"{uri}: not safetensors: {error}; export the bundle again") from None
-
-
-def _card_hash(fields: dict[str, Any]) -> str:
-    rest = {key: value for key, value in fields.items() if key != "card_sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -15,12 +15,13 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor, nn
 
 from btray.config import ImageConfig
+from btray.core.answers import Prediction
 from btray.core.calibration import calibrated
 from btray.core.ensemble import Ensemble
 from btray.core.head import foreground, head_box
 from btray.core.images import ImageError
 from btray.core.pages import NOTICE
-from btray.core.predictor import Prediction, Predictor
+from btray.core.predictor import Predictor
 from btray.core.preprocess import resize
 from btray.core.tensors import normalise, to_unit
 from btray.errors import UserError

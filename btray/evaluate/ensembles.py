@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from btray.config import ImageConfig, ModelConfig
-from btray.core.bundle import (
-    FORMAT_VERSION,
-    Bundle,
-    Card,
-    Member,
-    Provenance,
-    joined,
-    save_bundle,
-)
+from btray.core.bundle import Bundle, joined, save_bundle
+from btray.core.card import FORMAT_VERSION, Card, Member, Provenance
 from btray.core.fitting import HeldOut, fit, group_numbers
 from btray.core.metrics import evaluate_probabilities
 from btray.data.dataset import Dataset

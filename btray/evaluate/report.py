@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from btray.core.bundle import Bundle, Card
+from btray.core.bundle import Bundle
 from btray.core.calibration import IN_DISTRIBUTION
+from btray.core.card import Card
 from btray.core.files import reason
 from btray.core.intervals import CONFIDENCE
 from btray.core.metrics import Scores

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors.torch import load_file
 
 from btray.config import Config
-from btray.core.bundle import FORMAT_VERSION, Bundle, Card, Provenance, save_bundle
+from btray.core.bundle import Bundle, save_bundle
+from btray.core.card import FORMAT_VERSION, Card, Provenance
 from btray.core.files import split
 from btray.core.fitting import HeldOut, fit, group_numbers
 from btray.core.weights import HUB, PACKAGE

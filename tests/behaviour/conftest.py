@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from btray.core.answers import Prediction
 from btray.core.bundle import load_bundle
 from btray.core.images import decode, encode_png
 from btray.core.labels import CLASS_NAMES
-from btray.core.predictor import Prediction, Predictor
+from btray.core.predictor import Predictor
 from btray.core.reference import reference_bundle
 from btray.data.sources.phantom import PhantomSlice, phantom_patient
 

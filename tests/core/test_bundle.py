@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from btray.core import bundle as bundle_module
-from btray.core.bundle import CARD, WEIGHTS, load_bundle, save_bundle
+from btray.core.bundle import load_bundle, save_bundle
+from btray.core.card import card_hash
+from btray.core.layout import CARD, WEIGHTS
 from btray.errors import UserError
 
 
@@ -26,7 +28,7 @@ def read_card(folder):
 def write_card(folder, fields):
     """Write a card whose hashes are right, whatever else is wrong with it."""
     fields["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    fields["card_sha256"] = bundle_module._card_hash(fields)
+    fields["card_sha256"] = card_hash(fields)
     (folder / CARD).write_text(json.dumps(fields))
 
 
@@ -211,7 +213,7 @@ def test_an_architecture_this_btray_does_not_know(copy):
     assert "resnet-of-tomorrow" in refusal(load_bundle(str(copy)).network)
 
 
-@pytest.mark.parametrize("crash_in", ["save_file", "_card_hash"])
+@pytest.mark.parametrize("crash_in", ["save_file", "card_hash"])
 @pytest.mark.parametrize("over_an_old_one", [False, True])
 def test_a_crash_while_saving_leaves_no_bundle(
     tiny_bundle, copy, tmp_path, monkeypatch, crash_in, over_an_old_one

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from btray.config import Config, ImageConfig
-from btray.core.bundle import CARD, Member, joined, load_bundle, save_bundle
+from btray.core.bundle import joined, load_bundle, save_bundle
 from btray.core.calibration import energy
+from btray.core.card import Member
 from btray.core.ensemble import mix_logits
+from btray.core.layout import CARD
 from btray.core.loop import Precision, predict_logits
 from btray.core.predictor import Predictor
 from btray.core.tensors import normalise, to_unit

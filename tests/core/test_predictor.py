@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from btray.core.answers import Prediction, answer_row
 from btray.core.bundle import Bundle
 from btray.core.calibration import Calibration, calibrated, energy
 from btray.core.images import ImageError
 from btray.core.labels import CLASS_NAMES
-from btray.core.predictor import Prediction, Predictor, answer_row
+from btray.core.predictor import Predictor
 
 
 def encoded(seed, size=(40, 40), kind="PNG"):
@@ -166,7 +167,7 @@ def test_a_score_at_the_threshold_is_not_strange(tiny_bundle):
 
 def test_the_row_of_an_answer(predictor, tiny_bundle):
     answer = predictor.predict(IMAGES[:1])[0]
-    row = answer_row(answer, tiny_bundle)
+    row = answer_row(answer, "tiny", tiny_bundle.version)
     assert row == {
         "class": answer.class_name,
         "probabilities": answer.probabilities,
@@ -180,5 +181,5 @@ def test_the_row_of_an_answer(predictor, tiny_bundle):
 
 
 def test_the_row_of_an_error(tiny_bundle):
-    row = answer_row(ImageError("empty", "the file is empty"), tiny_bundle)
+    row = answer_row(ImageError("empty", "the file is empty"), "tiny", tiny_bundle.version)
     assert row == {"error": {"code": "empty", "message": "the file is empty"}}
