@@ -1,0 +1,1 @@
+"""Commands of btray as jobs of a cluster, by Ray's job interface."""
