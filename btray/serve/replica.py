@@ -1,0 +1,81 @@
+"""The one deployment: HTTP and gRPC of a replica, with the models in its own process."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from btray.serve.auth import Authenticator
+from btray.serve.batcher import Batcher, Timings
+from btray.serve.config import ModelServed, ServeConfig
+from btray.serve.http import Gate, build_app
+from btray.serve.log import event
+from btray.serve.models import Models, Source
+from btray.serve.monitor import Monitor
+from btray.serve.rpc import Rpc
+from btray.serve.service import Service
+from btray.serve.sources import REGISTERED, identify, registered_version
+
+MODELS: Final = "models"
+
+
+class Classifier(Rpc):
+    """Answers over HTTP (ASGI) and gRPC (the methods of `Rpc`)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        settings = ServeConfig.model_validate(config)
+        logging.getLogger("ray.serve").setLevel(logging.INFO)
+        self.monitor = Monitor()
+        self.settings = settings
+        models = Models(self._identify, self._load, settings.engine.loaded_bundles)
+        authenticator = Authenticator(settings.auth)
+        self.service = Service(
+            models, settings.limits, authenticator, self.monitor, settings.explain
+        )
+        self._watch: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> Gate:
+        """Return the ASGI application."""
+        return build_app(self.service, tells_id=False)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take up a new list of models; what is in work keeps its own."""
+        served = [ModelServed.model_validate(model) for model in user_config[MODELS]]
+        if self._watch is not None:
+            self._watch.cancel()
+        known = await self._aliases(served)
+        await self.service.models.configure(served)
+        if known:
+            self._watch = asyncio.create_task(self._follow(served, known))
+
+    async def _aliases(self, served: Sequence[ModelServed]) -> dict[str, str]:
+        """Return which bundle stands behind each name of the registry now."""
+        uris = {uri for model in served for uri in model.bundles if uri.startswith(REGISTERED)}
+        tracking = self.settings.tracking
+        return {uri: await asyncio.to_thread(registered_version, uri, tracking) for uri in uris}
+
+    async def _follow(self, served: Sequence[ModelServed], known: dict[str, str]) -> None:
+        """Take up what the registry's aliases name, for as long as this list is served."""
+        while True:
+            await asyncio.sleep(self.settings.watch_s)
+            try:
+                found = await self._aliases(served)
+                if found != known:
+                    await self.service.models.configure(served)
+                    known = found
+                    event("models changed", versions=sorted(found.values()))
+            except Exception as error:  # noqa: BLE001 - the registry may be away: told, tried again
+                event("registry away", logging.WARNING, error=repr(error))
+
+    def _identify(self, uri: str) -> Source:
+        return identify(uri, self.settings.tracking)
+
+    def _load(self, source: Source) -> Batcher:
+        from btray.core.engine import open_engine
+
+        engine = self.settings.engine
+        opened = open_engine(source.uri, device=engine.device, threads=engine.threads)
+        return Batcher(opened, engine.max_batch, engine.decoders, self._count)
+
+    def _count(self, timings: Timings) -> None:
+        self.monitor.batch(timings.size, timings.waiting_s, timings.decode_s, timings.infer_s)

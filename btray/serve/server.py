@@ -1,0 +1,119 @@
+"""One machine's server: Ray, Serve and its data plane, from start to drain."""
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from btray.errors import UserError
+from btray.serve.config import ServeConfig
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a server is reached."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 9000
+    tls_certificate: Path | None = None
+    """PEM file; with `tls_key`, both ports speak TLS."""
+    tls_key: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Return the address of the page."""
+        scheme = "https" if self.tls_certificate else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.http_port}"
+
+
+@contextmanager
+def serving(config: ServeConfig, door: Door) -> Iterator[str]:
+    """Serve as long as the context lasts; give the data plane's name once it answers.
+
+    Joins the cluster `RAY_ADDRESS` names, or starts Ray on this machine. At the end, requests
+    in work are answered before it goes.
+
+    Raises:
+        UserError: a port that is taken, a certificate or bundle that cannot be used, no cluster.
+
+    """
+    from btray.cluster import connect, joined
+    from btray.serve.auth import require_auth_for
+    from btray.serve.sources import identify
+
+    require_auth_for(door.host, config.auth)
+    for model in config.models:
+        for uri in model.bundles:
+            identify(uri, config.tracking)  # a mistake is told before anything starts
+    with tempfile.TemporaryDirectory(prefix="btray-serve-") as runtime:
+        if joined():
+            plane = "the cluster's own proxy"
+            if door.tls_certificate is not None:
+                raise UserError("--tls-certificate is for a server of this machine alone")
+        else:
+            _check_ports(door)
+            plane = _prepare(door, Path(runtime))
+        connect()
+        with _deployed(config, door):
+            yield plane
+
+
+def _prepare(door: Door, runtime: Path) -> str:
+    """Set the environment of a data plane of this machine; return its name."""
+    from btray.serve.dataplane import data_plane_environment
+
+    environment, reason = data_plane_environment(
+        runtime, tls_certificate=door.tls_certificate, tls_key=door.tls_key
+    )
+    os.environ.update(environment)
+    return "HAProxy" if environment else f"Ray Serve's proxy ({reason})"
+
+
+def _check_ports(door: Door) -> None:
+    import socket
+
+    for option, port in (("--http-port", door.http_port), ("--grpc-port", door.grpc_port)):
+        family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
+        try:
+            with socket.socket(family) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind((door.host, port))
+        except OSError as error:
+            raise UserError(
+                f"{door.host}:{port}: {(error.strerror or str(error)).lower()}; "
+                f"give another with --host or {option}"
+            ) from None
+
+
+@contextmanager
+def _deployed(config: ServeConfig, door: Door) -> Iterator[None]:
+    from ray import serve
+
+    from btray.serve.app import NAME, SERVICERS, build
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": door.host, "port": door.http_port},
+        grpc_options={"port": door.grpc_port, "grpc_servicer_functions": list(SERVICERS)},
+    )
+    try:
+        serve.run(build(config), name=NAME, route_prefix="/")
+        yield
+    finally:
+        serve.shutdown()
+
+
+def wait_for_signal() -> None:
+    """Return once SIGTERM or SIGINT comes."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
