@@ -436,7 +436,7 @@ REFUSED_JSON = {
     "ragged": ({"inputs": [PIXELS | {"data": [[[0] * 4] * 3 + [0]]}]}, "not nested as"),
     "nested too deep": ({"inputs": [ONE | {"data": [["a"]]}]}, "not nested as"),
     "no base64": (
-        {"inputs": [ONE | {"data": ["a?"], "parameters": {"encoding": "base64"}}]},
+        {"inputs": [ONE | {"data": ["YQ==?"], "parameters": {"encoding": "base64"}}]},
         "not valid base64",
     ),
     "another encoding": (
@@ -536,6 +536,7 @@ REFUSED_RAW = {
     "empty": (b"", "ends before number 0"),
     "half a length": (packed([b"a"]) + b"\1\0", "ends before number 1"),
     "a length beyond the end": (packed([b"a"]) + b"\xff\xff\xff\xff!", "4,294,967,295 bytes"),
+    "a byte short": (packed([b"a", b"bc"])[:-1], "2 bytes by its length; 1 are left"),
     "an element too many": (packed([b"a", b"b", b"c"]), "5 bytes are left over"),
 }
 
@@ -588,6 +589,12 @@ REFUSED_MESSAGES = {
     "an output unknown": (with_more(outputs=[{"name": "mask"}]), "'mask' is not known"),
     "an output twice": (with_more(outputs=[{"name": "class"}] * 2), "twice"),
     "shared memory": (with_parameter("shared_memory_region"), "shared memory is not supported"),
+    "the classification extension": (
+        with_more(
+            outputs=[{"name": "class", "parameters": {"classification": {"int64_param": 2}}}]
+        ),
+        "classification extension is not supported",
+    ),
 }
 
 
