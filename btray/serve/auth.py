@@ -63,13 +63,14 @@ class AuthConfig(Section):
         """Whether a request needs a key or token."""
         return self.keys_file is not None or self.jwks is not None
 
-    def require_auth_for(self, host: str) -> None:
-        """Raise UserError where anyone on the network could ask."""
-        if not self.required and not _is_loopback(host):
-            raise UserError(
-                f"--host {host} opens btray to the network: give --keys FILE or --jwks FILE|URL "
-                "(`btray keys create` makes a key)"
-            )
+
+def require_auth_for(host: str, config: AuthConfig) -> None:
+    """Raise UserError where anyone on the network could ask."""
+    if not config.required and not _is_loopback(host):
+        raise UserError(
+            f"--host {host} opens btray to the network: give --keys FILE "
+            "(`btray keys create` makes it) or auth.jwks"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -127,6 +128,11 @@ class Authenticator:
         self._verifier = _verifier(config, clock)
         self._lock = threading.Lock()
         self._uses: OrderedDict[tuple[str, str], _Use] = OrderedDict()
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether `authenticate` may fetch public keys from a server."""
+        return self._verifier is not None
 
     def authenticate(self, authorization: str | None, api_key: str | None, now: float) -> Principal:
         """Return who asks, from `Authorization` and `X-API-Key`, at a time in seconds since 1970.

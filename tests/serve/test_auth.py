@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from btray.errors import UserError
-from btray.serve.auth import ANONYMOUS, AuthConfig, Authenticator, Principal, Refused
+from btray.serve.auth import (
+    ANONYMOUS,
+    AuthConfig,
+    Authenticator,
+    Principal,
+    Refused,
+    require_auth_for,
+)
 from btray.serve.front import Front
 from btray.serve.keys import KEY_PREFIX, Limits, create_key, revoke_key
 
@@ -265,14 +272,14 @@ def test_without_auth_all_are_anonymous_and_stay_on_loopback():
     config = AuthConfig()
     assert Authenticator(config).authenticate("Bearer x", "y", NOW) is ANONYMOUS
     for host in ("127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"):
-        config.require_auth_for(host)
+        require_auth_for(host, config)
     for host in ("0.0.0.0", "::", "10.0.0.5", "example.org", "", "localhost.example.org"):
         with pytest.raises(UserError, match=f"--host {host} opens btray to the network: give --k"):
-            config.require_auth_for(host)
+            require_auth_for(host, config)
 
 
 def test_with_auth_any_host_will_do(place):
-    place[0].require_auth_for("0.0.0.0")
+    require_auth_for("0.0.0.0", place[0])
 
 
 @pytest.mark.parametrize(
