@@ -166,8 +166,9 @@ class Authenticator:
         try:
             return Principal(self._verifier.subject(token, now), "token")
         except InvalidToken as error:
-            status = "forbidden" if error.forbidden else "unauthenticated"
-            raise Refused(status, str(error)) from None  # type: ignore[arg-type]
+            raise Refused(
+                "forbidden" if error.forbidden else "unauthenticated", str(error)
+            ) from None
 
     @contextmanager
     def admit(self, principal: Principal) -> Iterator[None]:

@@ -330,6 +330,20 @@ def test_no_request_waits_for_the_provider(provider, signers):
     assert (len(tasks), provider.asked) == (1, 1)
 
 
+def test_keys_are_fetched_in_a_thread_of_their_own(provider, signers):
+    clock = Clock()
+    provider.keys = [public(signers["RS256"], "RS256")]
+    keys = KeySet(provider.url, clock)
+    provider.keys = [public(signers["ES256"], "ES256")]
+    clock.now = 30
+    keys.find("ES256")
+    for thread in threading.enumerate():
+        if thread.name == "btray-jwks":
+            thread.join()
+    assert keys.find("ES256").identifier == "ES256"
+    assert keys.find("RS256") is None
+
+
 def test_a_provider_away_at_the_start_is_told(provider):
     provider.stop()
     with pytest.raises(UserError, match="cannot fetch the token keys"):
