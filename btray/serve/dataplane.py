@@ -196,6 +196,21 @@ def _edits(folder: Path, limits: PlaneLimits, secret: str, tls: bool) -> Sequenc
             Edit("defaults", f"errorfile {status} .*", [f"errorfile {status} {folder}/503.http"])
             for status in (502, 503, 504)
         ),
+        # Nothing is routed before the first replica is there: that passes, a 404 would not.
+        Edit(
+            "backend default_backend",
+            r"http-request return status 404 .*",
+            ["http-request return status 503 default-errorfiles"],
+        ),
+        Edit(
+            "backend default_grpc_backend",
+            r"http-request return status 200 content-type application/grpc hdr grpc-status 5 .*",
+            [
+                "http-request return status 200 content-type application/grpc hdr grpc-status 14 "
+                'hdr grpc-message "no replica can answer now; come again"'
+            ],
+            True,
+        ),
         Edit("frontend prometheus", r"bind :(\d+)", [r"bind 127.0.0.1:\1"]),
         Edit("listen stats", r"bind \*:(\d+)", [r"bind 127.0.0.1:\1"]),
         Edit("frontend http_frontend", r"bind (\S+)", [rf"bind \1{http}", once, front, large]),
