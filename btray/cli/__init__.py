@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from btray.cli import bench as bench_command
 from btray.cli import config as config_command
 from btray.cli import data as data_command
 from btray.cli import keys as keys_command
@@ -31,6 +32,7 @@ app.add_typer(config_command.app, name="config")
 app.add_typer(runs_command.app, name="runs")
 app.add_typer(models_command.app, name="models")
 app.add_typer(keys_command.app, name="keys")
+app.add_typer(bench_command.app, name="bench")
 app.command()(train)
 app.command()(tune)
 app.command()(evaluate)
