@@ -6,7 +6,6 @@ and so on. Beside the weights there are tensors called `detector/…`, what tell
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from btray.config import ModelConfig
 from btray.core import files
 from btray.core.answers import strange_above
-from btray.core.card import Card, card_hash, find_card
+from btray.core.card import Card, card_hash, find_card, write_fields
 from btray.core.ensemble import Ensemble
-from btray.core.layout import CARD, WEIGHTS
+from btray.core.layout import CARD, MANIFEST, WEIGHTS
 from btray.core.seen import Seen
 from btray.core.strange import Detector
 from btray.core.zoo import create_model
@@ -154,9 +153,7 @@ def save_bundle(
     content = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
     fields = card.model_copy(update={"weights_sha256": content}).model_dump(mode="json")
     fields["card_sha256"] = card_hash(fields)
-    partial = directory / f".{CARD}.partial"
-    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    partial.rename(directory / CARD)
+    write_fields(fields, directory / CARD)
     return load_bundle(str(directory))
 
 
@@ -211,6 +208,11 @@ def _read_weights(uri: str, sha256: str) -> dict[str, Tensor]:
     try:
         data = files.read(uri)
     except FileNotFoundError:
+        if files.exists(files.join(files.split(uri)[0], MANIFEST)):
+            raise UserError(
+                f"{files.split(uri)[0]}: an ONNX bundle, which only answers; give the bundle it "
+                "was made of"
+            ) from None
         raise UserError(f"{uri}: missing; export the bundle again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(f"{uri}: altered since it was written; export the bundle again")

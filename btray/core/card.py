@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
@@ -174,6 +175,13 @@ def fields_of(card: Card) -> dict[str, Any]:
         if card_hash(fields) == card.card_sha256:
             return fields
     raise ValueError("the card is not the one that was hashed")
+
+
+def write_fields(fields: dict[str, Any], path: Path) -> None:
+    """Write a card's fields, in whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    partial.rename(path)
 
 
 def card_hash(fields: dict[str, Any]) -> str:

@@ -5,9 +5,11 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from btray.core.answers import Engine
 from btray.core.bundle import Bundle
+from btray.core.card import Card
 from btray.core.features import predict_with_features
 from btray.core.loop import Precision
 from btray.core.tensors import normalise, to_unit
@@ -55,9 +57,17 @@ class Predictor(Engine):
         self, squares: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return logits [n, classes] and features [n, features] of squares [n, size, size]."""
-        images = to_unit(torch.from_numpy(squares).to(self.device))
-        batch = normalise(images, self.card.image)
-        logits, features = predict_with_features(
-            self.network, [batch], self.precision, self.card.model.views
-        )
+        images = torch.from_numpy(squares).to(self.device)
+        logits, features = network_outputs(self.network, images, self.card, self.precision)
         return logits.numpy(), None if features is None else features.numpy()
+
+
+def network_outputs(
+    network: nn.Module, squares: Tensor, card: Card, precision: Precision
+) -> tuple[Tensor, Tensor | None]:
+    """Return float32 logits and features on the CPU of uint8 squares [n, size, size].
+
+    This is all that is computed on the way, and what an ONNX graph is made of.
+    """
+    batch = normalise(to_unit(squares), card.image)
+    return predict_with_features(network, [batch], precision, card.model.views)
