@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from btray.cli.bundles import open_bundle
 from btray.cli.config import ConfigFile, Overrides
 from btray.cli.loading import loading
 from btray.cli.progress import counting
@@ -65,25 +66,59 @@ def distill(
 
 
 def export(
-    bundle: Annotated[str, typer.Argument(help="Bundle or run.", metavar="BUNDLE")],
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
-    half: Annotated[bool, typer.Option("--half", help="Store weights as float16.")] = False,
+    bundle: Annotated[
+        str, typer.Argument(help="Bundle, run or models:/NAME@ALIAS.", metavar="BUNDLE")
+    ],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder of the new bundle.", metavar="[DIR]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The same folder, as an option.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set the bundle was trained on; for --half.")
+    ] = None,
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Store weights as float16, measured and calibrated anew."),
+    ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx", help="An ONNX bundle, for `btray predict` and `btray serve` without torch."
+        ),
+    ] = False,
 ) -> None:
-    """Write a bundle in another form, measured and calibrated anew."""
-    if not half:
-        raise UserError("nothing to change; give --half for half precision")
+    """Write a bundle in another form."""
+    folder = directory or out
+    if folder is None or (directory and out):
+        raise UserError("give the folder of the new bundle once: btray models export BUNDLE DIR")
+    if half == onnx:
+        raise UserError("give --half for half precision or --onnx for an ONNX bundle, one of both")
+    if onnx:
+        _export_onnx(bundle, folder)
+        return
+    if data is None:
+        raise UserError("--half measures the bundle anew; give --data")
+    _export_half(bundle, data, folder)
+
+
+def _export_onnx(bundle: str, out: Path) -> None:
+    from btray.core.onnx_export import export_onnx
+
+    export_onnx(open_bundle(bundle), out)
+    typer.echo(str(out))
+
+
+def _export_half(bundle: str, data: str, out: Path) -> None:
     from btray.cluster import connect
     from btray.data.dataset import Dataset
 
     dataset = Dataset.open(data)
     with loading("btray.evaluate.ensembles"):
         connect()
-    from btray.core.bundle import load_bundle
     from btray.evaluate.ensembles import halve
 
     with counting("answering held-out rows") as progress:
-        made = halve(load_bundle(bundle), dataset, out, progress)
+        made = halve(open_bundle(bundle), dataset, out, progress)
     _tell(made, out)
 
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from btray.cli.bundles import open_bundle
+from btray.cli.bundles import open_fast
 from btray.cli.progress import counting
 from btray.errors import UserError
 
 if TYPE_CHECKING:
+    from btray.core.answers import Engine
     from btray.core.images import ImageError
-    from btray.core.predictor import Predictor
 
 BATCH: Final = 32
 """Images in one forward pass."""
@@ -41,7 +41,8 @@ def predict(
     bundle: Annotated[
         str | None,
         typer.Option(
-            help="Bundle, run or models:/NAME@ALIAS; by default the shipped reference.",
+            help="Bundle, run, ONNX bundle or models:/NAME@ALIAS; by default the shipped "
+            "reference.",
             metavar="B",
         ),
     ] = None,
@@ -55,10 +56,7 @@ def predict(
 
     bundle = bundle or reference_bundle()
     files = find_images(paths)
-    from btray.core.predictor import Predictor
-
-    predictor = Predictor(open_bundle(bundle))
-    rows = answer(predictor, files)
+    rows = answer(open_fast(bundle, threads=_cores()), files)
     failed = _print_lines(rows) if output is Format.jsonl else _print_table(rows, len(files))
     if failed:
         raise typer.Exit(1)
@@ -101,7 +99,13 @@ def _images_in(path: Path) -> list[Path]:
     return sorted(file for file in inside if file.is_file())
 
 
-def answer(predictor: "Predictor", files: Sequence[Path]) -> Iterator[Row]:
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def answer(engine: "Engine", files: Sequence[Path]) -> Iterator[Row]:
     """Yield a JSON row a file, in order."""
     from btray.core.answers import answer_row
 
@@ -109,10 +113,10 @@ def answer(predictor: "Predictor", files: Sequence[Path]) -> Iterator[Row]:
         portion = files[start : start + BATCH]
         contents = [read_file(path) for path in portion]
         readable = [data for data in contents if isinstance(data, bytes)]
-        answers = iter(predictor.predict(readable))
+        answers = iter(engine.predict(readable))
         for path, data in zip(portion, contents, strict=True):
             result = next(answers) if isinstance(data, bytes) else data
-            yield {"path": str(path), **answer_row(result, predictor.card.name, predictor.version)}
+            yield {"path": str(path), **answer_row(result, engine.card.name, engine.version)}
 
 
 def read_file(path: Path) -> "bytes | ImageError":

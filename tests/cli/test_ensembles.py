@@ -2,6 +2,7 @@ import pytest
 from typer.testing import CliRunner
 
 from btray.cli import app
+from btray.core.onnx_bundle import load_onnx_bundle
 from btray.errors import UserError
 
 
@@ -16,6 +17,11 @@ def run(*arguments):
         (("ensemble", "a", "b", "--data", "/nowhere", "--out", "o"), "no btray data set"),
         (("export", "a", "--data", "/nowhere", "--out", "o"), "give --half"),
         (("export", "a", "--half", "--data", "/nowhere", "--out", "o"), "no btray data set"),
+        (("export", "a", "o", "--half"), "give --data"),
+        (("export", "a", "o", "--half", "--onnx"), "one of both"),
+        (("export", "a", "--onnx"), "give the folder of the new bundle"),
+        (("export", "a", "o", "--out", "p", "--onnx"), "give the folder of the new bundle once"),
+        (("export", "/nowhere", "o", "--onnx"), "no bundle"),
         (("distill", "a", "--data", "/nowhere"), "no btray data set"),
         (("distill", "a", "--data", "/nowhere", "--set", "train.distillation=2"), "distillation"),
     ],
@@ -24,6 +30,13 @@ def test_mistakes(arguments, message):
     done = run("models", *arguments)
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("option", [(), ("--out",)])
+def test_an_onnx_bundle_is_written(tiny_bundle, tmp_path, option):
+    done = run("models", "export", tiny_bundle.uri, *option, tmp_path / "onnx", "--onnx")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'onnx'}\n")
+    assert load_onnx_bundle(str(tmp_path / "onnx")).card == tiny_bundle.card
 
 
 def test_distilling_is_training_with_a_teacher(monkeypatch):
