@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-from btray.serve.load import Plan, run_load, Step
+from btray.serve.load import Plan, Step, run_load
 from btray.serve.load_clients import GrpcClient, HttpClient
 from btray.serve.load_images import draw_images
 from btray.serve.load_report import summarise
@@ -164,13 +163,13 @@ def main() -> None:
 def make_model(folder: Path) -> tuple[Path, Path]:
     """Write a bundle with random weights, and its ONNX file; return both."""
     import torch
+    from btray.core.onnx import export_onnx
 
     from btray.config import Config, ImageConfig, ModelConfig
     from btray.core.bundle import save_bundle
     from btray.core.calibration import Calibration
     from btray.core.card import FORMAT_VERSION, Card, Provenance
     from btray.core.labels import CLASS_NAMES
-    from btray.core.onnx import export_onnx
     from btray.core.zoo import create_model
 
     torch.manual_seed(0)
@@ -207,7 +206,7 @@ def ceiling(model: Path, images: list[bytes]) -> dict[str, float]:
     """Measure what one thread decodes and computes, with no server at all."""
     os.environ["MODEL"] = str(model)
     space: dict[str, object] = {}
-    exec(HEAD, space)  # noqa: S102 - our own text above
+    exec(HEAD, space)
     engine, prepare, settings = space["session"](), space["prepare"], space["IMAGE"]
     squares = [prepare(image, settings) for image in images]
     for square in squares:

@@ -34,8 +34,11 @@ class ImageError(ValueError):
     """Bytes that are no usable slice; `code` is stable, the text is for a person."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # all of it, or else it does not come out of a pickle
         self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def decode(data: bytes, at_least: int | None = None) -> NDArray[np.uint8]:

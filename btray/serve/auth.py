@@ -129,11 +129,6 @@ class Authenticator:
         self._lock = threading.Lock()
         self._uses: OrderedDict[tuple[str, str], _Use] = OrderedDict()
 
-    @property
-    def may_wait(self) -> bool:
-        """Whether `authenticate` may fetch public keys from a server."""
-        return self._verifier is not None
-
     def authenticate(self, authorization: str | None, api_key: str | None, now: float) -> Principal:
         """Return who asks, from `Authorization` and `X-API-Key`, at a time in seconds since 1970.
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import re
 import secrets
 import shlex
@@ -30,6 +31,10 @@ from btray.serve.haproxy_edit import Edit
 
 WRAPPER: Final = "haproxy-btray"
 """Name of the wrapper in the runtime folder."""
+BLOCK: Final = 200
+"""Ports for a server's replicas, half for HTTP and half for gRPC."""
+_BLOCKS: Final = (20_000, 32_000)
+"""Where blocks lie: below the ports that Linux gives to whoever asks for any."""
 MAX_RUNTIME_PATH: Final = 36
 """Longest runtime folder, in bytes: Ray adds a node's id (56 digits), HAProxy a process id, and
 a Unix socket's path ends at 107."""
@@ -226,6 +231,7 @@ def _edits(folder: Path, limits: PlaneLimits, secret: str, tls: bool) -> Sequenc
 def _environment(folder: Path, limits: PlaneLimits) -> dict[str, str]:
     """Return all that Ray Serve reads, with files and ports of this server's own."""
     stats, metrics, fallback_http, fallback_grpc = _free_ports(4)
+    replicas = _free_block()
     hard_stop = max(120, math.ceil(limits.answer_s) + 30)
     told = {
         "RAY_SERVE_ENABLE_HA_PROXY": 1,
@@ -242,6 +248,10 @@ def _environment(folder: Path, limits: PlaneLimits) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": fallback_http,
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": fallback_grpc,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": replicas,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": replicas + BLOCK // 2 - 1,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": replicas + BLOCK // 2,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": replicas + BLOCK - 1,
         "RAY_SERVE_HAPROXY_NBTHREAD": min(4, len(os.sched_getaffinity(0))),
         "RAY_SERVE_HAPROXY_MAXCONN": limits.connections,
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": limits.idle_s,
@@ -251,6 +261,29 @@ def _environment(folder: Path, limits: PlaneLimits) -> dict[str, str]:
         FRONT_VARIABLE: folder / "front.secret",
     }
     return {name: str(value) for name, value in told.items()}
+
+
+def _free_block() -> int:
+    """Return the first of a block of ports that nothing listens on.
+
+    Replicas share their ports (SO_REUSEPORT): in Ray's own range, the same for every cluster,
+    the replicas of two servers of one machine would answer each other's requests.
+    """
+    starts = list(range(*_BLOCKS, BLOCK))
+    random.shuffle(starts)
+    for start in starts:
+        if all(_is_free(port) for port in range(start, start + BLOCK)):
+            return start
+    raise UserError("no free ports for replicas; end another server of this machine")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET6) as tried:
+        try:
+            tried.bind(("::", port))
+        except OSError:
+            return False
+    return True
 
 
 def _free_ports(count: int) -> list[int]:

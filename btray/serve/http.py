@@ -97,7 +97,7 @@ class Gate:
         if path in _OPEN or path.startswith(OPEN_PATHS):
             await self.app(scope, receive, send)
             return
-        principal = await self.service.identify(
+        principal = self.service.identify(
             _text(headers.get(b"authorization")), _text(headers.get(b"x-api-key"))
         )
         scope["state"]["principal"] = principal.name

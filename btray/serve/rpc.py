@@ -208,7 +208,7 @@ class Rpc:
         request_id = _request_id(context, "")
         try:
             self.service.check_front(metadata.get(FRONT_HEADER))
-            principal = await self.service.identify(
+            principal = self.service.identify(
                 metadata.get("authorization"), metadata.get("x-api-key")
             )
             with self.service.admitted(principal):

@@ -1,6 +1,7 @@
 """One machine's server: Ray, Serve and its data plane, from start to drain."""
 
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from btray.errors import UserError
-from btray.serve.config import ServeConfig
+from btray.serve.config import LimitsConfig, ServeConfig
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,22 @@ def serving(config: ServeConfig, door: Door) -> Iterator[str]:
                 raise UserError("--tls-certificate is for a server of this machine alone")
         else:
             _check_ports(door)
-            plane = _prepare(door, Path(runtime))
+            plane = _prepare(door, config.limits, Path(runtime))
         connect()
         with _deployed(config, door):
             yield plane
 
 
-def _prepare(door: Door, runtime: Path) -> str:
+def _prepare(door: Door, limits: LimitsConfig, runtime: Path) -> str:
     """Set the environment of a data plane of this machine; return its name."""
-    from btray.serve.dataplane import data_plane_environment
+    from btray.serve.dataplane import PlaneLimits, data_plane_environment
 
+    longest = math.ceil(limits.deadline_s) + 30
     environment, reason = data_plane_environment(
-        runtime, tls_certificate=door.tls_certificate, tls_key=door.tls_key
+        runtime,
+        PlaneLimits(answer_s=longest, body_bytes=limits.body_bytes),
+        door.tls_certificate,
+        door.tls_key,
     )
     os.environ.update(environment)
     return "HAProxy" if environment else f"Ray Serve's proxy ({reason})"

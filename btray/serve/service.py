@@ -74,13 +74,9 @@ class Service:
         except Refused as refused:
             raise refusal(refused) from None
 
-    async def identify(self, authorization: str | None, api_key: str | None) -> Principal:
+    def identify(self, authorization: str | None, api_key: str | None) -> Principal:
         """Return who asks; raises ServeError."""
         try:
-            if self.authenticator.may_wait:
-                return await asyncio.to_thread(
-                    self.authenticator.authenticate, authorization, api_key, time.time()
-                )
             return self.authenticator.authenticate(authorization, api_key, time.time())
         except Refused as refused:
             raise refusal(refused) from None

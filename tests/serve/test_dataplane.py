@@ -522,3 +522,19 @@ def test_haproxy_is_not_started_with_a_configuration_that_is_not_rays(short):
     assert done.stderr.startswith("btray: HAProxy is not started: no line")
     assert len(done.stderr.splitlines()) == 1
     assert config.read_text() == "listen stats\n  bind *:1\n"
+
+
+@needs_haproxy
+def test_two_servers_of_one_machine_have_replicas_on_ports_of_their_own(short):
+    ports, held = [], []
+    for _ in range(2):
+        told = data_plane_environment(short()).environment
+        for kind in ("HTTP", "GRPC"):
+            first, last = (
+                int(told[f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT"]) for end in ("MIN", "MAX")
+            )
+            ports += range(first, last + 1)
+            held.append(socket.create_server(("127.0.0.1", first)))  # as a replica would
+    assert len(set(ports)) == len(ports) == 2 * dataplane.BLOCK
+    for one in held:
+        one.close()
