@@ -12,7 +12,7 @@ from btray.errors import UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-COMMANDS = ("train", "tune", "evaluate", "predict", "explain", "data", "models", "runs")
+COMMANDS = ("train", "tune", "evaluate", "predict", "explain", "data", "models", "runs", "doctor")
 
 
 def submit(

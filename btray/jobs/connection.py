@@ -73,8 +73,8 @@ def _use_token(url: str) -> None:
             mode = json.load(answer).get("authentication_mode")
     except (URLError, OSError, ValueError, AttributeError) as error:
         raise UserError(f"{url}: not a Ray dashboard ({error})") from None
-    if mode == "token":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token" and not os.environ.get("RAY_AUTH_MODE"):
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def open_client(url: str) -> "JobSubmissionClient":
