@@ -1,8 +1,6 @@
 """`btray bench`."""
 
-import json
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ from rich.table import Table
 
 from btray.cli.predict import find_images
 from btray.cli.progress import counting
+from btray.cli.runs import Format, Output, print_json
 from btray.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
     from btray.serve.load_clients import Client
 
 app = typer.Typer(no_args_is_help=True, help="Measure.")
-
-
-class Format(StrEnum):
-    """How the result is printed."""
-
-    table = "table"
-    json = "json"
 
 
 @app.callback()
@@ -107,9 +99,7 @@ def serve(
     out: Annotated[
         Path | None, typer.Option(help="Folder for load.json, latency.png and timeline.png.")
     ] = None,
-    output: Annotated[
-        Format, typer.Option("--format", help="Table, or what load.json holds.")
-    ] = Format.table,
+    output: Output = Format.table,
 ) -> None:
     """Put load on a server and say how it bears it.
 
@@ -125,13 +115,10 @@ def serve(
     client = _client(grpc, url, images or [], key, model, ca)
     samples = _run(client, plan)
     summary = summarise(client.url, plan, samples)
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if output is Format.json:
-        typer.echo(json.dumps(summary))
+        print_json(summary)
     else:
-        console.print(_table(summary))
-        for remark in _remarks(summary):
-            console.print(remark)
+        _print(summary)
     if out is not None:
         from btray.serve.load_report import measured
 
@@ -212,6 +199,13 @@ def _run(client: "Client", plan: "Plan") -> "list[Sample]":
 
     with counting(f"Asking {client.url}: seconds") as report:
         return run_load(client, plan, report)
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(_table(summary))
+    for remark in _remarks(summary):
+        console.print(remark)
 
 
 def _table(summary: Mapping[str, Any]) -> Table:

@@ -60,7 +60,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["bench", "serve", *map(str, arguments)])
 
 
-BRIEF = ("--duration", 0.3, "--warmup", 0)
+BRIEF = ("--duration", 1, "--warmup", 0)
 
 
 def test_a_table_and_the_files(server, tmp_path):
@@ -94,14 +94,14 @@ def test_images_of_ones_own(server, tmp_path):
 
 
 def test_a_check_that_finds_something(server):
-    server.answers = 3
+    server.answers = 3  # of some fifty
     result = run(server.url, "--rate", 50, *BRIEF, "--fail-on", "errors>50%,p50>1000s")
     assert isinstance(result.exception, CheckFailed)
     assert str(result.exception).startswith("errors ")
     assert "503 overloaded" in result.stdout
     server.seen.clear()
     server.answers = 10**9
-    assert run(server.url, *BRIEF, "--fail-on", "errors>0,p99>1000s").exit_code == 0
+    assert run(server.url, "--rate", 50, *BRIEF, "--fail-on", "errors>0").exit_code == 0
 
 
 def test_with_no_answer_it_failed(server):
