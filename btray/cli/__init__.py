@@ -13,9 +13,12 @@ from btray.cli import data as data_command
 from btray.cli import keys as keys_command
 from btray.cli import models as models_command
 from btray.cli import runs as runs_command
+from btray.cli.doctor import doctor
 from btray.cli.evaluate import evaluate
 from btray.cli.explain import explain
 from btray.cli.predict import predict
+from btray.cli.serve import serve
+from btray.cli.submit import submit
 from btray.cli.train import train
 from btray.cli.tune import tune
 from btray.errors import CheckFailed, UserError
@@ -38,6 +41,11 @@ app.command()(tune)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(explain)
+app.command()(serve)
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
+    submit
+)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
