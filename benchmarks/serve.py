@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/serve.py [--seconds 6] [--processes 1 2] [--peers fastapi litserve ray]
 
-The same network (`mobilenetv3_small_100` at 160 px, untrained) as the same ONNX file, the same images,
-the same decoding and preprocessing, and the same client on the same cores. btray has keys, limits,
-metrics and logs on; its peers have none of them. LitServe lives in `pip install litserve`.
+The same network (`mobilenetv3_small_100` at 160 px, untrained) as the same ONNX file, the same
+images, the same decoding and preprocessing, the same client on the same cores. btray has keys,
+limits, metrics and logs on; its peers have none of them. LitServe lives in `pip install litserve`.
 """
 
 import argparse
@@ -98,7 +98,8 @@ if __name__ == "__main__":
     batch = int(os.environ.get("BATCH", "1"))
     api = Api(max_batch_size=batch, batch_timeout=0.005, api_path="/v1/classify")
     server = ls.LitServer(api, accelerator="cpu", workers_per_device=int(os.environ["PROCESSES"]))
-    server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="error")
+    place = {"host": "127.0.0.1", "port": int(os.environ["PORT"])}
+    server.run(**place, generate_client_file=False, log_level="error")
 """
 )
 
@@ -143,7 +144,8 @@ def main() -> None:
         bundle, model = make_model(folder)
         figures = ceiling(model, images)
         print(
-            f"{'server':24}{'processes':>10}{'connections':>12}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}"
+            f"{'server':24}{'processes':>10}{'connections':>12}"
+            f"{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}"
         )
         for processes in options.processes:
             for name in options.peers:
@@ -378,7 +380,8 @@ def tail(
         latency["p99"],
     )
     print(
-        f"{'btray at 80 %':24}{1:10}{'open':>12}{rate:12.0f}{latency['p50']:9.2f}{latency['p99']:9.2f}"
+        f"{'btray at 80 %':24}{1:10}{'open':>12}"
+        f"{rate:12.0f}{latency['p50']:9.2f}{latency['p99']:9.2f}"
     )
 
 

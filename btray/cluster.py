@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +68,18 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@contextmanager
+def asked_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Have the cluster's autoscaler, if it has one, bring nodes for all of this meanwhile."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def usable_cores() -> int:

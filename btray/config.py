@@ -261,7 +261,7 @@ class TrackingConfig(Section):
     """MLflow's experiment that runs belong to."""
 
 
-Tree = TypeVar("Tree", bound="Config")
+Tree = TypeVar("Tree", bound=Section)
 
 
 class Config(Section):

@@ -25,8 +25,7 @@ def build(args: ServeConfig) -> "Application":
     """Return the application; a change of `models` alone does not restart its replicas."""
     tree = args.model_dump(mode="json")
     models = tree.pop("models")
-    deployment = serve.deployment(serve.ingress()(Classifier))
-    return deployment.options(
+    application: Application = serve.deployment(
         name="Classifier",
         user_config={MODELS: models},
         max_ongoing_requests=args.limits.waiting + _SPARE,
@@ -38,7 +37,8 @@ def build(args: ServeConfig) -> "Application":
         ray_actor_options=_resources(args),
         autoscaling_config=_autoscaling(args),
         logging_config={"encoding": "JSON", "enable_access_log": False},
-    ).bind(tree)
+    )(serve.ingress()(Classifier)).bind(tree)
+    return application
 
 
 def _resources(args: ServeConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import base64
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from importlib.resources import files
 from typing import Any, Final
 
@@ -84,8 +84,8 @@ class Gate:
         except Exception:  # noqa: BLE001 - every fault is answered
             told.code = "internal"
             LOGGER.exception("request failed", extra={"btray_request_id": request_id})
-            error = ServeError("internal", "the server failed; the request id is in its log")
-            await _send_error(error, request_id, scope, receive, answer, told)
+            fault = ServeError("internal", "the server failed; the request id is in its log")
+            await _send_error(fault, request_id, scope, receive, answer, told)
         finally:
             self._tell(scope, request_id, told, time.perf_counter() - begun)
 
@@ -302,7 +302,7 @@ async def _files(request: Request, service: Service) -> list[bytes]:
     limits = service.limits
     body = await body_of(request, limits.body_bytes)
 
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(

@@ -113,11 +113,9 @@ class Models:
 
         """
         sources: dict[str, Source] = {}
-        for model in served:
-            for uri in model.bundles:
-                if uri not in sources:
-                    sources[uri] = await asyncio.to_thread(self.identify, uri)
-        names = {model.name: _model(model, sources) for model in served}
+        for uri in dict.fromkeys(uri for model in served for uri in model.bundles):
+            sources[uri] = await asyncio.to_thread(self.identify, uri)
+        names = {chosen.name: _model(chosen, sources) for chosen in served}
         for model in names.values():
             for source in (model.usual, model.canary, model.shadow):
                 if source is not None:

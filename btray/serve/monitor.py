@@ -10,7 +10,7 @@ from btray.core.answers import Prediction
 from btray.core.strange import drift
 
 _SECONDS: Final = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
-_SIZES: Final = [1, 2, 4, 8, 16, 32, 64]
+_SIZES: Final = [1.0, 2, 4, 8, 16, 32, 64]
 _SHARES: Final = [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99]
 WINDOW: Final = 1000
 """Latest images of which the drift is computed."""

@@ -163,7 +163,7 @@ class Rpc:
     def _ready(self) -> bool:
         return bool(self.service.models.names)
 
-    def _health(self) -> "health_pb2.HealthCheckResponse.ServingStatus":
+    def _health(self) -> Any:  # noqa: ANN401 - a value of an enumeration of protobuf
         statuses = health_pb2.HealthCheckResponse
         return statuses.SERVING if self._ready else statuses.NOT_SERVING
 

@@ -73,6 +73,13 @@ def place(config: TrainConfig) -> Placement:
     return Placement(most, cpus, use_gpu, fewest if fewest < most else None)
 
 
+def wanted(config: TrainConfig) -> list[dict[str, float]]:
+    """Return what the fewest workers that will do ask of nodes, one entry a worker."""
+    fewest, _ = config.worker_range
+    gpu = {"GPU": 1.0} if config.gpu == "always" else {}
+    return [{"CPU": float(config.cpus_per_worker or 1), **gpu}] * fewest
+
+
 def runs_at_once(placement: Placement) -> int:
     """Return how many runs of this placement the connected cluster holds beside each other."""
     by_place = _capacity(placement.cpus, placement.gpu) // placement.workers

@@ -48,7 +48,7 @@ from btray.train.checkpoints import RECORD, RecordKeeper, mend_record
 from btray.train.entry import train_worker
 from btray.train.inputs import open_training_data
 from btray.train.learner import SCORE, VALIDATION
-from btray.train.plan import Placement, Shortage, place
+from btray.train.plan import Placement, Shortage, place, wanted
 from btray.train.progress import Display, News, follow
 from btray.train.stopping import TerminationCallback
 from btray.train.storage import CONFIG, RunFolder
@@ -190,17 +190,23 @@ def _checked(config: Config, display: Display | None, wait: bool) -> Dataset:
 
 def _await_room(config: Config, display: Display | None) -> None:
     """Wait until the workers find room; not on a cluster of our own, which no node joins."""
-    told = ""
-    while cluster.joined():
-        try:
-            place(config.train)
-        except Shortage as shortage:
-            if str(shortage) != told:
-                told = str(shortage)
-                _tell(display, Update(kind="waiting", reason=told))
+    if not cluster.joined() or _shortage(config) is None:
+        return
+    told = None
+    with cluster.asked_for(wanted(config.train)):
+        while (reason := _shortage(config)) is not None:
+            if reason != told:
+                _tell(display, Update(kind="waiting", reason=reason))
+                told = reason
             time.sleep(1)
-        else:
-            return
+
+
+def _shortage(config: Config) -> str | None:
+    try:
+        place(config.train)
+    except Shortage as shortage:
+        return str(shortage)
+    return None
 
 
 def check_training(config: Config, dataset: Dataset, gpu: bool) -> None:
