@@ -4,7 +4,8 @@ Usage: python benchmarks/serve.py [--seconds 6] [--processes 1 2] [--peers fasta
 
 The same network (`mobilenetv3_small_100` at 160 px, untrained) as the same ONNX file, the same
 images, the same decoding and preprocessing, the same client on the same cores. btray has keys,
-limits, metrics and logs on; its peers have none of them. LitServe lives in `pip install litserve`.
+limits, metrics and logs on; its peers have none of them. LitServe is not among btray's dependencies:
+install it beside, or name another environment's Python in BTRAY_PEERS_PYTHON.
 """
 
 import argparse
@@ -252,10 +253,11 @@ def peer(name: str, model: Path, folder: Path, processes: int, batch: int) -> It
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": "local",
     }
-    command = [sys.executable, "peer.py"]
+    python = os.environ.get("BTRAY_PEERS_PYTHON", sys.executable)
+    command = [python, "peer.py"]
     if name == "fastapi":
         command = [
-            sys.executable,
+            python,
             "-m",
             "uvicorn",
             "peer:app",
@@ -305,7 +307,7 @@ def ours(bundle: Path, folder: Path, processes: int) -> Iterator[tuple[str, str,
 @contextmanager
 def running(
     command: list[str], environment: dict[str, str], folder: Path, url: str
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the context is left; wait until something answers at a URL."""
     with (
         (folder / "log").open("w") as log,
@@ -322,7 +324,7 @@ def running(
                 time.sleep(0.1)
             else:
                 raise SystemExit(f"no answer at {url}\n" + (folder / "log").read_text()[-3000:])
-            yield
+            yield process
         finally:
             process.send_signal(signal.SIGTERM)
             try:
