@@ -4,7 +4,7 @@ Usage: python benchmarks/serve.py [--seconds 6] [--processes 1 2] [--peers fasta
 
 The same network (`mobilenetv3_small_100` at 160 px, untrained) as the same ONNX file, the same
 images, the same decoding and preprocessing, the same client on the same cores. btray has keys,
-limits, metrics and logs on; its peers have none of them. LitServe is not among btray's dependencies:
+limits, metrics and logs on; its peers have none of them. LitServe is no dependency of btray:
 install it beside, or name another environment's Python in BTRAY_PEERS_PYTHON.
 """
 

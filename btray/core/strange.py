@@ -52,12 +52,8 @@ class Detector:
         return f"Mahalanobis distance of the features ({len(self.variances)} principal components)"
 
     def score(self, features: NDArray[np.floating]) -> Floats:
-        """Return how strange n images are [n], from features [n, features]; 0 is the centre.
-
-        A detector of before there was an earlier stage takes the classifier's features alone,
-        which come first.
-        """
-        offsets = features[:, : len(self.centre)].astype(np.float64) - self.centre
+        """Return how strange n images are [n], from features [n, features]; 0 is the centre."""
+        offsets = features.astype(np.float64) - self.centre
         inside = offsets @ self.components.T
         outside = np.maximum((offsets**2).sum(axis=1) - (inside**2).sum(axis=1), 0)
         return np.asarray((inside**2 / self.variances).sum(axis=1) + outside / self.noise)
