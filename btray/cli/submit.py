@@ -84,7 +84,7 @@ def submit(
 
 def _follow(client: "JobSubmissionClient", job: str) -> int:
     """Show a job's log until its end or Ctrl-C; return the exit code."""
-    from btray.jobs.submission import follow, why
+    from btray.jobs.submission import JobOutOfSightError, follow, why
 
     errors = Console(stderr=True, soft_wrap=True)
     errors.print(f"job {job} on {client.get_address()}", style="dim", highlight=False)
@@ -92,10 +92,17 @@ def _follow(client: "JobSubmissionClient", job: str) -> int:
         code = follow(client, job, _write)
     except KeyboardInterrupt:
         return _interrupted(client, job, errors)
-    reason = why(client, job)
-    if reason:
+    except JobOutOfSightError as error:
+        again = f"follow it again with: {_following(client, job)}"
+        errors.print(f"btray: {error}; job {job} may go on; {again}", markup=False, highlight=False)
+        return 1
+    if code and (reason := why(client, job)):
         errors.print(f"btray: the job did not run: {reason}", markup=False, highlight=False)
     return code
+
+
+def _following(client: "JobSubmissionClient", job: str) -> str:
+    return f"btray submit --address {client.get_address()} --attach {job}"
 
 
 def _write(text: str) -> None:
@@ -109,8 +116,8 @@ def _interrupted(client: "JobSubmissionClient", job: str, errors: Console) -> in
         client.stop_job(job)
         errors.print(f"job {job} is told to stop", highlight=False)
     else:
-        follow = f"btray submit --address {client.get_address()} --attach {job}"
-        errors.print(f"job {job} goes on; follow it with: {follow}", markup=False, highlight=False)
+        follow = f"follow it with: {_following(client, job)}"
+        errors.print(f"job {job} goes on; {follow}", markup=False, highlight=False)
     return 130
 
 

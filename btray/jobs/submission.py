@@ -24,6 +24,10 @@ _SETTLING_S: Final = 10.0
 _POLL_S: Final = 0.1
 
 
+class JobOutOfSightError(Exception):
+    """The cluster no longer answers; the job may go on."""
+
+
 @dataclass(frozen=True)
 class Order:
     """What is to be run, and with what."""
@@ -80,11 +84,18 @@ def follow(client: "JobSubmissionClient", job: str, write: Callable[[str], objec
 
     Raises:
         UserError: no such job.
+        JobOutOfSightError: the cluster stopped answering.
 
     """
-    _details(client, job)
-    asyncio.run(_tail(client, job, write))
-    return exit_code(client, job)
+    from aiohttp import ClientError
+
+    try:
+        _details(client, job)
+        asyncio.run(_tail(client, job, write))
+        return exit_code(client, job)
+    except (ClientError, OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise JobOutOfSightError(f"{client.get_address()} no longer answers ({reason})") from None
 
 
 async def _tail(client: "JobSubmissionClient", job: str, write: Callable[[str], object]) -> None:

@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from btray.cli.submit import _interrupted, submit
+from btray.cli.submit import _follow, _interrupted, submit
 from btray.errors import UserError
+from btray.jobs.submission import JobOutOfSightError
 
 
 class Client:
@@ -55,3 +56,16 @@ def test_a_command_or_a_job_is_asked_for():
 def test_what_a_cluster_does_not_run_is_refused():
     with pytest.raises(UserError, match="serve: a cluster runs train, tune"):
         submit(["serve"])
+
+
+def test_a_cluster_that_no_longer_answers_ends_it_with_1_and_how_to_go_on(monkeypatch, capsys):
+    def follow(client, job, write):
+        raise JobOutOfSightError("http://head:8265 no longer answers (closed)")
+
+    monkeypatch.setattr("btray.jobs.submission.follow", follow)
+    assert _follow(Client(), "raysubmit_1") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "btray: http://head:8265 no longer answers (closed); job raysubmit_1 may"
+    )
+    assert said.endswith("btray submit --address http://head:8265 --attach raysubmit_1")

@@ -7,7 +7,7 @@ from ray.job_submission import JobStatus
 
 from btray.errors import UserError
 from btray.jobs import submission
-from btray.jobs.submission import Order, exit_code, follow, submit, why
+from btray.jobs.submission import JobOutOfSightError, Order, exit_code, follow, submit, why
 
 
 class Client:
@@ -90,3 +90,23 @@ def test_what_never_ran_says_why():
 def test_a_job_nobody_knows_is_one_line():
     with pytest.raises(UserError, match="other: no such job on http://head:8265"):
         follow(Client(), "other", print)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("WebSocket closed\nwith code 1006"),
+        ConnectionRefusedError(111, "no"),
+    ],
+)
+def test_a_cluster_that_goes_while_it_is_followed_is_one_line(error):
+    class Gone(Client):
+        async def tail_job_logs(self, job):
+            yield "first line\n"
+            raise error
+
+    said = []
+    with pytest.raises(JobOutOfSightError, match="http://head:8265 no longer answers") as lost:
+        follow(Gone(state("RUNNING")), "raysubmit_1", said.append)
+    assert said == ["first line\n"]
+    assert "\n" not in str(lost.value)
