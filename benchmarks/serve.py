@@ -9,6 +9,7 @@ install it beside, or name another environment's Python in BTRAY_PEERS_PYTHON.
 """
 
 import argparse
+import base64
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from btray.serve.load import Plan, Step, run_load
@@ -69,16 +70,16 @@ async def classify(request: Request):
 LITSERVE = (
     HEAD
     + """
+import base64
 import litserve as ls
-from fastapi import Request
 
 
 class Api(ls.LitAPI):
     def setup(self, device):
         self.engine = session()
 
-    async def decode_request(self, request: Request):
-        return prepare(await request.body(), IMAGE)
+    def decode_request(self, request):  # it takes JSON and forms alone
+        return prepare(base64.b64decode(request["image"]), IMAGE)
 
     def batch(self, inputs):
         return np.stack(inputs)
@@ -153,7 +154,8 @@ def main() -> None:
                 for batch in (1, 16) if name == "litserve" else (1,):
                     title = f"{name}{'' if batch == 1 else f'_batch{batch}'}"
                     with peer(name, model, folder, processes, batch) as url:
-                        measure(figures, title, processes, url, images, options.seconds)
+                        sent = as_json(images) if name == "litserve" else images
+                        measure(figures, title, processes, url, sent, options.seconds)
             with ours(bundle, folder, processes) as (url, grpc, key):
                 measure(figures, "btray", processes, url, images, options.seconds, key)
                 measure(figures, "btray_grpc", processes, grpc, images, options.seconds, key)
@@ -166,13 +168,13 @@ def main() -> None:
 def make_model(folder: Path) -> tuple[Path, Path]:
     """Write a bundle with random weights, and its ONNX file; return both."""
     import torch
-    from btray.core.onnx import export_onnx
 
     from btray.config import Config, ImageConfig, ModelConfig
     from btray.core.bundle import save_bundle
     from btray.core.calibration import Calibration
     from btray.core.card import FORMAT_VERSION, Card, Provenance
     from btray.core.labels import CLASS_NAMES
+    from btray.core.onnx_export import export_onnx
     from btray.core.zoo import create_model
 
     torch.manual_seed(0)
@@ -233,6 +235,10 @@ def ceiling(model: Path, images: list[bytes]) -> dict[str, float]:
     }
 
 
+def as_json(images: list[bytes]) -> list[bytes]:
+    return [json.dumps({"image": base64.b64encode(image).decode()}).encode() for image in images]
+
+
 def free_port() -> int:
     with socket.socket() as tried:
         tried.bind(("127.0.0.1", 0))
@@ -250,6 +256,7 @@ def peer(name: str, model: Path, folder: Path, processes: int, batch: int) -> It
         "PROCESSES": str(processes),
         "BATCH": str(batch),
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": "local",
     }
@@ -327,9 +334,9 @@ def running(
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(40)
-            except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):  # LitServe leaves processes behind
                 os.killpg(process.pid, signal.SIGKILL)
 
 

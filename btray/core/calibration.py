@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import betaincinv, log_softmax, logsumexp, softmax
+from scipy.special import betaincinv, log_softmax, softmax
 
 from btray.config import Section
 
@@ -239,7 +239,7 @@ def _tumour_point(
 
 def energy(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the energy [rows] of logits [rows, classes]: higher is stranger."""
-    return -np.asarray(logsumexp(logits, axis=1), dtype=np.float64)
+    return -np.asarray(np.logaddexp.reduce(logits, axis=1), dtype=np.float64)
 
 
 def scaled(logits: NDArray[np.floating], calibration: Calibration) -> NDArray[np.float64]:

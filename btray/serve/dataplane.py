@@ -236,6 +236,7 @@ def _environment(folder: Path, limits: PlaneLimits) -> dict[str, str]:
     told = {
         "RAY_SERVE_ENABLE_HA_PROXY": 1,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
+        "RAY_worker_niceness": 0,  # who answers people does not wait for what else runs here
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": limits.drain_s,
         "RAY_SERVE_HAPROXY_BINARY_PATH": folder / WRAPPER,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": folder / "haproxy.cfg",

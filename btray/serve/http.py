@@ -29,6 +29,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+CLASSIFY: Final = "/v1/classify"
 OPEN_PATHS: Final = ("/v2/health/", "/web/")
 """Asked without a key: what is alive, and the page, which holds no data."""
 _OPEN: Final = frozenset({"/", "/docs", "/openapi.json"})
@@ -54,6 +55,7 @@ class Gate:
 
     def __init__(self, app: FastAPI, service: Service, tells_id: bool) -> None:
         self.app, self.service, self.tells_id = app, service, tells_id
+        self._classify = _classify_handler(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
@@ -103,7 +105,12 @@ class Gate:
         scope["state"]["principal"] = principal.name
         self._check_size(headers)
         with self.service.admitted(principal):
-            await self.app(scope, receive, send)
+            if path == CLASSIFY and scope["method"] == "POST":
+                # Past the framework's routing and its middlewares: a tenth of the event loop.
+                response = await self._classify(Request(scope, receive))
+                await response(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
 
     def _check_size(self, headers: dict[bytes, bytes]) -> None:
         length, limit = headers.get(b"content-length", b"0"), self.service.limits.body_bytes
@@ -114,7 +121,7 @@ class Gate:
 
     def _tell(self, scope: Scope, request_id: str, told: "_Told", seconds: float) -> None:
         route = scope.get("route")
-        path = getattr(route, "path", "unknown")
+        path = CLASSIFY if scope["path"] == CLASSIFY else getattr(route, "path", "unknown")
         self.service.monitor.request("http", path, str(told.status), seconds)
         code = told.code or scope["state"].get("code")
         if code:
@@ -204,8 +211,7 @@ def _add_errors(app: FastAPI) -> None:
         return response
 
 
-def _add_v1(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/classify", **openapi.CLASSIFY)
+def _classify_handler(service: Service) -> Callable[[Request], Awaitable[Response]]:
     async def classify(request: Request) -> Response:
         query = request.query_params
         explain = _explain_wanted(query.get("explain"))
@@ -218,6 +224,12 @@ def _add_v1(app: FastAPI, service: Service) -> None:
             explain,
         )
         return _classified(answered, single, request.state.request_id)
+
+    return classify
+
+
+def _add_v1(app: FastAPI, service: Service) -> None:
+    app.post(CLASSIFY, **openapi.CLASSIFY)(_classify_handler(service))
 
     @app.get("/v1/models", **openapi.MODELS)
     async def models() -> Response:

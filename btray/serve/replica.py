@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from btray.serve.config import ModelServed, ServeConfig
 from btray.serve.http import Gate, build_app
 from btray.serve.log import event
 from btray.serve.models import Models, Source
-from btray.serve.monitor import Monitor
+from btray.serve.monitor import FLUSH_S, Monitor
 from btray.serve.rpc import Rpc
 from btray.serve.service import Service
 from btray.serve.sources import REGISTERED, identify, registered_version
@@ -25,6 +26,8 @@ class Classifier(Rpc):
     def __init__(self, config: dict[str, Any]) -> None:
         settings = ServeConfig.model_validate(config)
         logging.getLogger("ray.serve").setLevel(logging.INFO)
+        # The event loop and the engine's thread take turns; 5 ms, the default, is a whole answer.
+        sys.setswitchinterval(0.0005)
         self.monitor = Monitor()
         self.settings = settings
         models = Models(self._identify, self._load, settings.engine.loaded_bundles)
@@ -33,6 +36,7 @@ class Classifier(Rpc):
             models, settings.limits, authenticator, self.monitor, settings.explain
         )
         self._watch: asyncio.Task[None] | None = None
+        self._flushing: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Gate:
         """Return the ASGI application."""
@@ -41,6 +45,8 @@ class Classifier(Rpc):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take up a new list of models; what is in work keeps its own."""
         served = [ModelServed.model_validate(model) for model in user_config[MODELS]]
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
         if self._watch is not None:
             self._watch.cancel()
         known = await self._aliases(served)
@@ -66,6 +72,12 @@ class Classifier(Rpc):
                     event("models changed", versions=sorted(found.values()))
             except Exception as error:  # noqa: BLE001 - the registry may be away: told, tried again
                 event("registry away", logging.WARNING, error=repr(error))
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self.monitor.waiting(self.service.models.waiting)
+            self.monitor.flush()
 
     def _identify(self, uri: str) -> Source:
         return identify(uri, self.settings.tracking)

@@ -178,7 +178,6 @@ class Service:
                 "too_large", f"{len(images)} images; the limit is {limits.images} in a request"
             )
         waiting = self.models.waiting
-        self.monitor.waiting(waiting)
         if waiting and waiting + len(images) > limits.waiting:
             raise ServeError("overloaded", "too many images wait; come again", retry_after_s=1)
 

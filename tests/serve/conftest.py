@@ -27,9 +27,6 @@ class FakeMonitor:
     def error(self, code):
         self.errors.append(code)
 
-    def waiting(self, images):
-        pass
-
     def answer(self, *told):
         self.answers.append(told)
 
