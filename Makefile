@@ -5,7 +5,7 @@ DEMO := demo
 IMAGES ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench docs proto clean
+.PHONY: help install demo test test-plain test-cluster lint bench docs proto clean
 
 help:
 	@echo "make install | demo | test | lint | bench | docs | proto | clean"
@@ -30,11 +30,18 @@ demo: install
 	  --set run.storage=$(DEMO)/runs) && \
 	$(BIN)/btray evaluate "$$bundle" $(DEMO)/dataset --split test --out $(DEMO)/report
 
+# Tests that start clusters wait a lot: the others run beside them.
 test: install
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-plain test-cluster
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-plain: install
+	$(BIN)/coverage run -m pytest -m "not cluster"
+
+test-cluster: install
+	$(BIN)/coverage run -m pytest -m cluster
 
 lint: install
 	$(BIN)/ruff check .

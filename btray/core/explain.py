@@ -141,8 +141,11 @@ def _twin(network: nn.Module) -> nn.Module:
     """Return a copy with the very same tensors and hooks of its own, none at first."""
     tensors = chain(network.parameters(), network.buffers())
     memo: dict[int, object] = {id(tensor): tensor for tensor in tensors}
-    # A prediction in another thread may be adding its hook at this moment.
-    memo |= {id(module._forward_pre_hooks): OrderedDict() for module in network.modules()}
+    # A prediction in another thread may be adding its hooks at this moment.
+    for module in network.modules():
+        memo |= {
+            id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        }
     return copy.deepcopy(network, memo)
 
 

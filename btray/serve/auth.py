@@ -165,6 +165,15 @@ class Authenticator:
                 "forbidden" if error.forbidden else "unauthenticated", str(error)
             ) from None
 
+    def charge(self, principal: Principal) -> None:
+        """Count one more request of a stream; raises Refused (`rate`)."""
+        limits = self._effective(principal.limits)
+        if limits.requests_per_second is not None:
+            with self._lock:
+                now = self._clock()
+                use = self._use((principal.kind, principal.name), _burst(limits), now)
+                _take(use, limits.requests_per_second, _burst(limits), now)
+
     @contextmanager
     def admit(self, principal: Principal) -> Iterator[None]:
         """Count a request as long as it is in work.

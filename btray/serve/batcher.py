@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from btray.core.engine import Engine
 
 _STOP: Final = None
+_FAILURES: Final = 3
+"""Batches that may fail one after another before the engine counts as broken."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Batcher:
         self.max_batch = max_batch or engine.best_batch
         self.waiting = 0
         """Images asked for and not yet answered."""
+        self.failures = 0
+        """Batches that failed since the last that did not."""
         self._on_batch = on_batch
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._decoders = ThreadPoolExecutor(decoders) if decoders > 1 else None
@@ -98,6 +102,11 @@ class Batcher:
             raise ServeError("deadline_exceeded", "no answer in the time that was given") from None
         finally:
             self.waiting -= 1
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine answers: its thread lives, and not every batch fails."""
+        return self._thread.is_alive() and self.failures < _FAILURES
 
     def close(self) -> None:
         """End the thread once what waits is answered."""
@@ -137,11 +146,13 @@ class Batcher:
             squares = self._squares([job.image for job in jobs])
             decoded = time.monotonic()
             results = self._results(squares)
+            self.failures = 0
             if self._on_batch is not None:
                 self._on_batch(
                     Timings(len(jobs), waiting, decoded - begun, time.monotonic() - decoded)
                 )
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            self.failures += 1
             _log_fault(error)
             results = [ServeError("internal", "the engine failed; see the server's log")] * len(
                 jobs
@@ -164,6 +175,9 @@ class Batcher:
             return self.engine.prepare(image)
         except ImageError as error:
             return ServeError.of_image(error)
+        except Exception as error:  # noqa: BLE001 - of this image alone, not of its neighbours
+            _log_fault(error)
+            return ServeError("internal", "the image could not be prepared; see the server's log")
 
     def _results(self, squares: Sequence[NDArray[np.uint8] | ServeError]) -> list[Result]:
         usable = [square for square in squares if isinstance(square, np.ndarray)]

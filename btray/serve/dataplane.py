@@ -236,6 +236,8 @@ def _environment(folder: Path, limits: PlaneLimits) -> dict[str, str]:
     told = {
         "RAY_SERVE_ENABLE_HA_PROXY": 1,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
+        # Of gRPC, before anyone is asked for a key; Ray's own limit is 2 GiB.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": limits.body_bytes + 65536,
         "RAY_worker_niceness": 0,  # who answers people does not wait for what else runs here
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": limits.drain_s,
         "RAY_SERVE_HAPROXY_BINARY_PATH": folder / WRAPPER,

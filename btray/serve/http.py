@@ -2,12 +2,11 @@
 
 import asyncio
 import base64
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -20,11 +19,12 @@ from starlette.staticfiles import StaticFiles
 from btray.serve import openapi, v2
 from btray.serve.errors import ServeError
 from btray.serve.front import FRONT_HEADER
-from btray.serve.log import LOGGER, event
+from btray.serve.log import LOGGER, REQUEST_ID, event
 from btray.serve.metrics_page import metrics_page
 from btray.serve.service import Answered, Service
 from btray.version import __version__
 
+_T = TypeVar("_T")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -33,7 +33,6 @@ CLASSIFY: Final = "/v1/classify"
 OPEN_PATHS: Final = ("/v2/health/", "/web/")
 """Asked without a key: what is alive, and the page, which holds no data."""
 _OPEN: Final = frozenset({"/", "/docs", "/openapi.json"})
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SECURE: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -47,7 +46,10 @@ _SECURE: Final = [
 ]
 _IMAGES: Final = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
 """Content types of a body that is one image; what it really is, its bytes say."""
-_TIMEOUT: Final = "x-request-timeout-seconds"
+_TIMEOUT: Final = "x-btray-timeout-seconds"
+"""Ray Serve has a header of its own, which it answers in words of its own."""
+_MAX_JSON: Final = 16 * 2**20
+"""Longest JSON of an inference request, in bytes: it is read on the event loop."""
 
 
 class Gate:
@@ -65,7 +67,7 @@ class Gate:
         begun, told = time.perf_counter(), _Told()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         told_id = [(b"x-request-id", request_id.encode())] if self.tells_id else []
@@ -95,7 +97,7 @@ class Gate:
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
         self.service.check_front(_text(headers.get(FRONT_HEADER.encode())))
-        path = scope["path"]
+        path = _path(scope)
         if path in _OPEN or path.startswith(OPEN_PATHS):
             await self.app(scope, receive, send)
             return
@@ -121,7 +123,7 @@ class Gate:
 
     def _tell(self, scope: Scope, request_id: str, told: "_Told", seconds: float) -> None:
         route = scope.get("route")
-        path = CLASSIFY if scope["path"] == CLASSIFY else getattr(route, "path", "unknown")
+        path = CLASSIFY if _path(scope) == CLASSIFY else getattr(route, "path", "unknown")
         self.service.monitor.request("http", path, str(told.status), seconds)
         code = told.code or scope["state"].get("code")
         if code:
@@ -136,6 +138,11 @@ class Gate:
             milliseconds=round(seconds * 1000, 2),
             principal=scope["state"].get("principal"),
         )
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below the one where the application is mounted."""
+    return str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
 
 
 class _Told:
@@ -201,6 +208,11 @@ def _add_errors(app: FastAPI) -> None:
         request.state.code = told.code
         return error_response(told, request.state.request_id)
 
+    @app.exception_handler(Exception)
+    async def _(request: Request, _error: Exception) -> Response:
+        told = ServeError("internal", "the server failed; the request id is in its log")
+        return error_response(told, request.state.request_id)
+
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
         kinds = {404: "not_found", 405: "method_not_allowed"}
@@ -215,13 +227,10 @@ def _classify_handler(service: Service) -> Callable[[Request], Awaitable[Respons
     async def classify(request: Request) -> Response:
         query = request.query_params
         explain = _explain_wanted(query.get("explain"))
-        images, single = await _images(request, service)
+        deadline = service.deadline(_seconds(request.headers.get(_TIMEOUT)))
+        images, single = await in_time(_images(request, service), deadline)
         answered = await service.classify(
-            images,
-            query.get("model"),
-            query.get("version"),
-            service.deadline(_seconds(request.headers.get(_TIMEOUT))),
-            explain,
+            images, query.get("model"), query.get("version"), deadline, explain
         )
         return _classified(answered, single, request.state.request_id)
 
@@ -283,6 +292,16 @@ def _row(answered: Answered, index: int) -> dict[str, object]:
         encoded = base64.b64encode(picture).decode()
         row["explanation"] = {"method": "gradcam", "class": row["class"], "png": encoded}
     return row
+
+
+async def in_time(work: Awaitable[_T], deadline: float) -> _T:
+    """Return what something gives, or raise ServeError at the deadline (`time.monotonic`)."""
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return await work
+    except TimeoutError:
+        message = "the request did not arrive in the time that was given"
+        raise ServeError("deadline_exceeded", message) from None
 
 
 async def body_of(request: Request, limit: int) -> bytes:
@@ -377,9 +396,14 @@ def _add_v2_model(app: FastAPI, service: Service, prefix: str) -> None:
     @app.post(f"{prefix}/infer", operation_id=f"model_infer{suffix}", **openapi.infer(prefix))
     async def infer(request: Request) -> Response:
         name, version = named(request)
-        body = await body_of(request, service.limits.body_bytes)
-        length = request.headers.get(v2.HEADER_LENGTH)
         deadline = service.deadline(_seconds(request.headers.get(_TIMEOUT)))
+        body = await in_time(body_of(request, service.limits.body_bytes), deadline)
+        length = request.headers.get(v2.HEADER_LENGTH)
+        json_bytes = int(length) if length and length.isdecimal() else len(body)
+        if min(json_bytes, len(body)) > _MAX_JSON:
+            raise ServeError(
+                "too_large", f"more than {_MAX_JSON:,} bytes of JSON; send tensors as binary data"
+            )
         response = await service.infer(
             name, version, lambda size, most: v2.parse_http(body, length, size, most), deadline
         )

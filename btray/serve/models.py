@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,10 @@ from btray.core.card import Card
 from btray.serve.batcher import Batcher
 from btray.serve.config import ModelServed
 from btray.serve.errors import ServeError
+from btray.serve.log import LOGGER
+
+_AGAIN_S = 5.0
+"""After a bundle could not be loaded, how long until it is tried again, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class Model:
     shadow: Source | None
     versions: dict[str, Source]
     """All that may be asked for by version."""
+
+    @property
+    def asked(self) -> tuple[Source, ...]:
+        """All that answer without being asked for by version."""
+        found = (self.usual, self.canary, self.shadow)
+        return tuple(source for source in found if source is not None)
 
     def choose(self, version: str | None, draw: float) -> Source:
         """Return who answers; `draw` is a random number in 0..100.
@@ -63,20 +74,35 @@ class _Loaded:
     users: int = 0
     left: bool = False
     """Taken out of use: closed by its last user."""
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def failed(self) -> bool:
+        return self.batcher.done() and self.batcher.exception() is not None
 
 
 class Lease:
     """A loaded bundle, which is not unloaded while it is in use."""
 
-    def __init__(self, models: "Models", source: Source, loaded: _Loaded) -> None:
-        self._models, self.source, self._loaded = models, source, loaded
+    def __init__(self, source: Source, loaded: _Loaded, deadline: float) -> None:
+        self.source, self._loaded, self._deadline = source, loaded, deadline
 
     async def __aenter__(self) -> Batcher:
         self._loaded.users += 1
+        if self._loaded.batcher.done() and not self._loaded.failed:
+            return self._loaded.batcher.result()
         try:
-            return await asyncio.shield(self._loaded.batcher)
-        except BaseException:
+            left = self._deadline - time.monotonic()
+            return await asyncio.wait_for(asyncio.shield(self._loaded.batcher), max(0.0, left))
+        except BaseException as error:
             self._release()
+            if isinstance(error, TimeoutError):
+                message = "the model is not loaded in the time that was given"
+                raise ServeError("deadline_exceeded", message) from None
+            if isinstance(error, Exception):
+                LOGGER.error("%s cannot be loaded", self.source.version, exc_info=error)
+                message = f"version {self.source.version} cannot be loaded; see the server's log"
+                raise ServeError("unavailable", message, retry_after_s=_AGAIN_S) from None
             raise
 
     async def __aexit__(self, *_: object) -> None:
@@ -104,6 +130,8 @@ class Models:
     names: dict[str, Model] = field(default_factory=dict)
     """The first answers where no name is given."""
     _loaded: "OrderedDict[str, _Loaded]" = field(default_factory=OrderedDict)
+    _coming: frozenset[str] = frozenset()
+    """Versions of a list that is being taken up."""
 
     async def configure(self, served: Sequence[ModelServed]) -> None:
         """Take up a new list of models.
@@ -116,12 +144,15 @@ class Models:
         for uri in dict.fromkeys(uri for model in served for uri in model.bundles):
             sources[uri] = await asyncio.to_thread(self.identify, uri)
         names = {chosen.name: _model(chosen, sources) for chosen in served}
-        for model in names.values():
-            for source in (model.usual, model.canary, model.shadow):
-                if source is not None:
-                    await asyncio.shield(self._get(source).batcher)
-        self.names = names
-        self._trim()
+        usual = {source.version: source for model in names.values() for source in model.asked}
+        self._coming = frozenset(usual)
+        try:
+            for source in usual.values():
+                await asyncio.shield(self._get(source, again=True).batcher)
+            self.names = names
+        finally:
+            self._coming = frozenset()
+            self._trim()
 
     def model(self, name: str | None) -> Model:
         """Return a model by name, the first without one; raises ServeError `not_found`."""
@@ -142,27 +173,27 @@ class Models:
         model = self.model(name)
         return model, model.choose(version, self.dice.uniform(0, 100))
 
-    def lease(self, source: Source) -> Lease:
-        """Return a bundle for use in `async with`; it is loaded first where it is not."""
-        return Lease(self, source, self._get(source))
+    def lease(self, source: Source, deadline: float) -> Lease:
+        """Return a bundle for use in `async with`, loaded first where it is not.
 
-    def is_loaded(self, source: Source) -> bool:
-        """Whether a bundle answers without being loaded first."""
-        loaded = self._loaded.get(source.version)
-        return loaded is not None and loaded.batcher.done() and not loaded.batcher.exception()
+        Entering raises ServeError where it is not loaded by the deadline (`time.monotonic`), or
+        cannot be.
+        """
+        return Lease(source, self._get(source), deadline)
 
     @property
-    def waiting(self) -> int:
-        """Images that wait in all bundles."""
-        return sum(
-            loaded.batcher.result().waiting
+    def healthy(self) -> bool:
+        """Whether all engines that are loaded answer."""
+        return all(
+            loaded.batcher.result().healthy
             for loaded in self._loaded.values()
-            if loaded.batcher.done() and not loaded.batcher.exception()
+            if loaded.batcher.done() and not loaded.failed
         )
 
-    def _get(self, source: Source) -> _Loaded:
+    def _get(self, source: Source, again: bool = False) -> _Loaded:
         loaded = self._loaded.get(source.version)
-        if loaded is None or (loaded.batcher.done() and loaded.batcher.exception()):
+        stale = loaded is not None and time.monotonic() > loaded.begun + _AGAIN_S
+        if loaded is None or (loaded.failed and (again or stale)):
             loaded = _Loaded(asyncio.ensure_future(asyncio.to_thread(self.load, source)))
             self._loaded[source.version] = loaded
             self._trim()
@@ -171,12 +202,8 @@ class Models:
 
     def _trim(self) -> None:
         """Unload those longest unused that do not usually answer."""
-        kept = {
-            source.version
-            for model in self.names.values()
-            for source in (model.usual, model.canary, model.shadow)
-            if source is not None
-        }
+        kept = {source.version for model in self.names.values() for source in model.asked}
+        kept |= self._coming
         for version in list(self._loaded)[:-1]:
             if len(self._loaded) <= self.capacity:
                 break

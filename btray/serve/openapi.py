@@ -91,7 +91,7 @@ def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
 
 
 _TIMEOUT: Final[Schema] = {
-    "name": "X-Request-Timeout-Seconds",
+    "name": "X-Btray-Timeout-Seconds",
     "in": "header",
     "required": False,
     "description": "Longest time until an answer.",

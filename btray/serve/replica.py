@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from btray.errors import UserError
 from btray.serve.auth import Authenticator
 from btray.serve.batcher import Batcher, Timings
 from btray.serve.config import ModelServed, ServeConfig
 from btray.serve.http import Gate, build_app
-from btray.serve.log import event
+from btray.serve.log import LOGGER, event
 from btray.serve.models import Models, Source
 from btray.serve.monitor import FLUSH_S, Monitor
 from btray.serve.rpc import Rpc
@@ -44,13 +45,22 @@ class Classifier(Rpc):
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take up a new list of models; what is in work keeps its own."""
-        served = [ModelServed.model_validate(model) for model in user_config[MODELS]]
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush())
+        served = [ModelServed.model_validate(model) for model in user_config[MODELS]]
+        try:
+            known = await self._aliases(served)
+            await self.service.models.configure(served)
+        except Exception:
+            if not self.service.models.names:
+                raise
+            # Ray would stop this replica: the old list goes on answering instead.
+            LOGGER.exception("the new models cannot be taken up; the old ones stay")
+            self.monitor.error("models_not_taken_up")
+            return
         if self._watch is not None:
             self._watch.cancel()
-        known = await self._aliases(served)
-        await self.service.models.configure(served)
+            self._watch = None
         if known:
             self._watch = asyncio.create_task(self._follow(served, known))
 
@@ -73,10 +83,15 @@ class Classifier(Rpc):
             except Exception as error:  # noqa: BLE001 - the registry may be away: told, tried again
                 event("registry away", logging.WARNING, error=repr(error))
 
+    def check_health(self) -> None:
+        """Raise RuntimeError where an engine is broken: Ray Serve then replaces this replica."""
+        if not self.service.models.healthy:
+            raise RuntimeError("an engine fails; see the log")
+
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
-            self.monitor.waiting(self.service.models.waiting)
+            self.monitor.waiting(self.service.waiting)
             self.monitor.flush()
 
     def _identify(self, uri: str) -> Source:
@@ -86,7 +101,11 @@ class Classifier(Rpc):
         from btray.core.engine import open_engine
 
         engine = self.settings.engine
-        opened = open_engine(source.uri, device=engine.device, threads=engine.threads)
+        # Ray hides no GPU from a replica that reserved none.
+        device = engine.device or (None if self.settings.replicas.gpus else "cpu")
+        opened = open_engine(source.uri, device=device, threads=engine.threads)
+        if opened.version != source.version:
+            raise UserError(f"{source.uri}: not the bundle {source.version} any more; deploy again")
         return Batcher(opened, engine.max_batch, engine.decoders, self._count)
 
     def _count(self, timings: Timings) -> None:

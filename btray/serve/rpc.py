@@ -13,14 +13,18 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from btray.serve import v2
+from btray.serve.auth import Principal
 from btray.serve.errors import ServeError
 from btray.serve.front import FRONT_HEADER
-from btray.serve.log import LOGGER, event
+from btray.serve.log import LOGGER, REQUEST_ID, event
 from btray.serve.proto import classifier_pb2, inference_pb2
 from btray.serve.service import Answered, Service
 
 _SERVICES: Final = frozenset({"", "inference.GRPCInferenceService", "btray.v1.Classifier"})
 _WATCH_S: Final = 1.0
+_WATCHERS: Final = 16
+"""Watchers of a replica's health at a time: each holds a request's place, and needs no key."""
+_WATCH_LONGEST_S: Final = 300.0
 _Answer = TypeVar("_Answer", bound=Message)
 
 
@@ -37,21 +41,25 @@ class Rpc:
     """The methods of all gRPC services, over a `Service`."""
 
     service: Service
+    _watchers = 0
 
     async def ServerLive(  # noqa: N802, D102 - the protocol's name
-        self, _: inference_pb2.ServerLiveRequest
+        self, _: inference_pb2.ServerLiveRequest, grpc_context: Context
     ) -> inference_pb2.ServerLiveResponse:
-        return inference_pb2.ServerLiveResponse(live=True)
+        live = self._is_at_front(grpc_context)
+        return inference_pb2.ServerLiveResponse(live=live)
 
     async def ServerReady(  # noqa: N802, D102
-        self, _: inference_pb2.ServerReadyRequest
+        self, _: inference_pb2.ServerReadyRequest, grpc_context: Context
     ) -> inference_pb2.ServerReadyResponse:
-        return inference_pb2.ServerReadyResponse(ready=self._ready)
+        ready = self._is_at_front(grpc_context) and self._ready
+        return inference_pb2.ServerReadyResponse(ready=ready)
 
     async def ServerMetadata(  # noqa: N802, D102
-        self, _: inference_pb2.ServerMetadataRequest
+        self, _: inference_pb2.ServerMetadataRequest, grpc_context: Context
     ) -> inference_pb2.ServerMetadataResponse:
-        return v2.server_metadata_message()
+        known = self._is_at_front(grpc_context)
+        return v2.server_metadata_message() if known else inference_pb2.ServerMetadataResponse()
 
     async def ModelReady(  # noqa: N802, D102
         self, request: inference_pb2.ModelReadyRequest, grpc_context: Context
@@ -78,6 +86,7 @@ class Rpc:
         self, request: inference_pb2.ModelInferRequest, grpc_context: Context
     ) -> inference_pb2.ModelInferResponse:
         async def work() -> inference_pb2.ModelInferResponse:
+            self._check_size(request)
             response = await self.service.infer(
                 request.model_name,
                 request.model_version,
@@ -92,21 +101,39 @@ class Rpc:
     async def Check(  # noqa: N802, D102
         self, request: health_pb2.HealthCheckRequest, grpc_context: Context
     ) -> health_pb2.HealthCheckResponse:
+        if not self._is_at_front(grpc_context):
+            return health_pb2.HealthCheckResponse()
         if request.service not in _SERVICES:
             _refuse(grpc_context, ServeError("not_found", "no such service"), None)
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=self._health())
 
     async def Watch(  # noqa: N802, D102
-        self, request: health_pb2.HealthCheckRequest
+        self, request: health_pb2.HealthCheckRequest, grpc_context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        last = None
-        while True:
-            known = request.service in _SERVICES
+        if not self._is_at_front(grpc_context):
+            return
+        if self._watchers >= _WATCHERS:
+            _refuse(grpc_context, ServeError("too_many_requests", "too many watch", 30), None)
+            return
+        self._watchers += 1
+        try:
+            async for status in self._statuses(request.service):
+                yield health_pb2.HealthCheckResponse(status=status)
+        finally:
+            self._watchers -= 1
+        # A stream holds a request's place: a watcher asks anew, as after any lost connection.
+        _refuse(grpc_context, ServeError("unavailable", "watched long enough; watch again"), None)
+
+    async def _statuses(self, service: str) -> AsyncIterator[Any]:
+        """Yield a service's status at first, and whenever it changes."""
+        last, end = None, time.monotonic() + _WATCH_LONGEST_S
+        while time.monotonic() < end:
+            known = service in _SERVICES
             status = self._health() if known else health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:
                 last = status
-                yield health_pb2.HealthCheckResponse(status=status)
+                yield status
             await asyncio.sleep(_WATCH_S)
 
     async def Classify(  # noqa: N802, D102
@@ -123,7 +150,8 @@ class Rpc:
     ) -> AsyncIterator[classifier_pb2.ClassifyResponse]:
         request_id = _request_id(grpc_context, request.request_id)
 
-        async def work() -> AsyncIterator[classifier_pb2.ClassifyResponse]:
+        async def work(_: Principal) -> AsyncIterator[classifier_pb2.ClassifyResponse]:
+            self._check_size(request)
             answered = await self.service.classify(
                 list(request.images),
                 request.model,
@@ -140,10 +168,12 @@ class Rpc:
     async def ClassifyStream(  # noqa: N802, D102
         self, requests: AsyncIterator[classifier_pb2.ClassifyRequest], grpc_context: Context
     ) -> AsyncIterator[classifier_pb2.ClassifyResponse]:
-        async def work() -> AsyncIterator[classifier_pb2.ClassifyResponse]:
+        async def work(principal: Principal) -> AsyncIterator[classifier_pb2.ClassifyResponse]:
             index = 0
             async for request in requests:
                 request_id = _request_id(grpc_context, request.request_id)
+                if index:  # the first is counted with the stream
+                    self.service.charge(principal)
                 try:
                     message = await self._classified(request, request_id)
                 except ServeError as error:
@@ -159,6 +189,15 @@ class Rpc:
         async for message in self._stream(grpc_context, "ClassifyStream", work):
             yield message
 
+    def _is_at_front(self, context: Context) -> bool:
+        """Whether a call that needs no key came through the data plane; refuses it otherwise."""
+        try:
+            self.service.check_front(dict(context.invocation_metadata()).get(FRONT_HEADER))
+        except ServeError as error:
+            _refuse(context, error, None)
+            return False
+        return True
+
     @property
     def _ready(self) -> bool:
         return bool(self.service.models.names)
@@ -166,6 +205,11 @@ class Rpc:
     def _health(self) -> Any:  # noqa: ANN401 - a value of an enumeration of protobuf
         statuses = health_pb2.HealthCheckResponse
         return statuses.SERVING if self._ready else statuses.NOT_SERVING
+
+    def _check_size(self, request: Message) -> None:
+        limit = self.service.limits.body_bytes
+        if request.ByteSize() > limit:
+            raise ServeError("too_large", f"a message of more than {limit:,} bytes, the limit")
 
     async def _classified(
         self, request: classifier_pb2.ClassifyRequest, request_id: str
@@ -191,7 +235,7 @@ class Rpc:
     ) -> _Answer:
         """Answer a call, or set its status and return an empty message."""
 
-        async def once() -> AsyncIterator[_Answer]:
+        async def once(_: Principal) -> AsyncIterator[_Answer]:
             yield await work()
 
         answer = empty
@@ -200,10 +244,10 @@ class Rpc:
         return answer
 
     async def _stream(
-        self, context: Context, method: str, work: Callable[[], AsyncIterator[_Answer]]
+        self, context: Context, method: str, work: Callable[[Principal], AsyncIterator[_Answer]]
     ) -> AsyncIterator[_Answer]:
         """Yield a call's messages; an error ends it with its status."""
-        begun, code, status = time.perf_counter(), None, grpc.StatusCode.OK
+        begun, code, status, name = time.perf_counter(), None, grpc.StatusCode.OK, None
         metadata = dict(context.invocation_metadata())
         request_id = _request_id(context, "")
         try:
@@ -211,8 +255,9 @@ class Rpc:
             principal = self.service.identify(
                 metadata.get("authorization"), metadata.get("x-api-key")
             )
+            name = principal.name
             with self.service.admitted(principal):
-                async for message in work():
+                async for message in work(principal):
                     yield message
         except (asyncio.CancelledError, GeneratorExit):
             code, status = "client_gone", grpc.StatusCode.CANCELLED
@@ -222,7 +267,7 @@ class Rpc:
             code, status = told.code, told.grpc_status
             _refuse(context, told, request_id)
         finally:
-            self._tell(method, request_id, code, status, time.perf_counter() - begun)
+            self._tell(method, request_id, code, status, time.perf_counter() - begun, name)
 
     def _tell(
         self,
@@ -231,6 +276,7 @@ class Rpc:
         code: str | None,
         status: grpc.StatusCode,
         seconds: float,
+        principal: str | None,
     ) -> None:
         self.service.monitor.request("grpc", method, status.name, seconds)
         if code:
@@ -243,6 +289,7 @@ class Rpc:
             status=status.name,
             code=code,
             milliseconds=round(seconds * 1000, 2),
+            principal=principal,
         )
 
 
@@ -270,7 +317,8 @@ def _request_id(context: Context, given: str) -> str:
     """Return the id a client gave with its call, or Ray Serve's."""
     metadata = dict(context.invocation_metadata())
     own = getattr(context, "request_id", lambda: None)()
-    return given or metadata.get("x-request-id") or own or ""
+    told = (given, metadata.get("x-request-id"), own)
+    return next((name for name in told if name and REQUEST_ID.fullmatch(name)), "")
 
 
 def _message(answered: Answered, index: int, request_id: str) -> classifier_pb2.ClassifyResponse:

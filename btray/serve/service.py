@@ -3,13 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from btray.core.answers import answer_row
+from btray.errors import UserError
 from btray.serve.auth import Authenticator, Principal, Refused
 from btray.serve.batcher import Answer, Batcher
 from btray.serve.config import LimitsConfig
@@ -19,6 +22,9 @@ from btray.serve.log import event
 from btray.serve.models import Model, Models, Source
 from btray.serve.monitor import Monitor
 from btray.serve.v2 import InferRequest, InferResponse, respond
+
+_EXPLANATIONS: Final = 8
+"""Explanations that may wait or be computed in a replica."""
 
 Image = bytes | NDArray[np.uint8]
 """Encoded, or a prepared square [size, size]."""
@@ -63,8 +69,11 @@ class Service:
         self.models, self.limits, self.monitor = models, limits, monitor
         self.authenticator = authenticator
         self.explain = explain
+        self.waiting = 0
+        """Images in work, those that wait for a bundle to be loaded among them."""
         self._front = Front.from_environment()
-        self._explaining = asyncio.Semaphore(1)
+        self._explainer = ThreadPoolExecutor(1, "explain")
+        self._explaining = 0
         self._shadows: set[asyncio.Task[None]] = set()
 
     def check_front(self, secret: str | None) -> None:
@@ -78,6 +87,13 @@ class Service:
         """Return who asks; raises ServeError."""
         try:
             return self.authenticator.authenticate(authorization, api_key, time.time())
+        except Refused as refused:
+            raise refusal(refused) from None
+
+    def charge(self, principal: Principal) -> None:
+        """Count one more request of a stream; raises ServeError above the rate."""
+        try:
+            self.authenticator.charge(principal)
         except Refused as refused:
             raise refusal(refused) from None
 
@@ -159,11 +175,15 @@ class Service:
         explain: bool = False,
     ) -> Answered:
         self._check(images)
-        async with self.models.lease(source) as batcher:
-            answers = await self._ask(batcher, images, deadline)
-            pictures: Sequence[bytes | None] = [None] * len(images)
-            if explain:
-                pictures = await self._explanations(source, images, answers, deadline)
+        self.waiting += len(images)
+        try:
+            async with self.models.lease(source, deadline) as batcher:
+                answers = await self._ask(batcher, images, deadline)
+        finally:
+            self.waiting -= len(images)
+        pictures: Sequence[bytes | None] = [None] * len(images)
+        if explain:
+            pictures = await self._explanations(source, images, answers, deadline)
         self._count(model, source, batcher, answers)
         if model.shadow is not None and model.shadow is not source:
             self._follow(model, model.shadow, images, answers)
@@ -177,8 +197,7 @@ class Service:
             raise ServeError(
                 "too_large", f"{len(images)} images; the limit is {limits.images} in a request"
             )
-        waiting = self.models.waiting
-        if waiting and waiting + len(images) > limits.waiting:
+        if self.waiting and self.waiting + len(images) > limits.waiting:
             raise ServeError("overloaded", "too many images wait; come again", retry_after_s=1)
 
     async def _ask(
@@ -222,7 +241,7 @@ class Service:
         answers: Sequence[Answer | ServeError],
     ) -> None:
         """Ask the shadow too, once nobody waits for it, unless there is much to do."""
-        if self.models.waiting > self.limits.waiting // 4:
+        if self.waiting > self.limits.waiting // 4:
             return
         task = asyncio.create_task(self._compare(model, shadow, images, answers))
         self._shadows.add(task)
@@ -241,7 +260,7 @@ class Service:
             if isinstance(answer, Answer)
         ]
         try:
-            async with self.models.lease(shadow) as batcher:
+            async with self.models.lease(shadow, self.deadline(None)) as batcher:
                 for image, answer in usable:
                     other = await batcher.answer(image, self.deadline(None))
                     agrees = other.prediction.class_name == answer.prediction.class_name
@@ -256,21 +275,37 @@ class Service:
         answers: Sequence[Answer | ServeError],
         deadline: float,
     ) -> list[bytes | None]:
-        from btray.serve.explaining import overlay
-
         pictures: list[bytes | None] = []
         for image, answer in zip(images, answers, strict=True):
-            if not isinstance(answer, Answer) or not isinstance(image, bytes):
+            if isinstance(answer, Answer) and isinstance(image, bytes):
+                chosen = answer.prediction.class_name
+                pictures.append(await self._explanation(source, chosen, image, deadline))
+            else:
                 pictures.append(None)
-                continue
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    async with self._explaining:
-                        chosen = answer.prediction.class_name
-                        pictures.append(await asyncio.to_thread(overlay, source.uri, chosen, image))
-            except TimeoutError:
-                raise ServeError("deadline_exceeded", "no time left for an explanation") from None
         return pictures
+
+    async def _explanation(
+        self, source: Source, class_name: str, image: bytes, deadline: float
+    ) -> bytes:
+        from btray.serve.explaining import overlay
+
+        if self._explaining >= _EXPLANATIONS:
+            raise ServeError("overloaded", "too many explanations wait; come again", 1)
+        self._explaining += 1
+        # What waits in the pool ends with its request; what is computed already goes on.
+        job = self._explainer.submit(overlay, source.uri, source.version, class_name, image)
+        job.add_done_callback(self._explained)
+        try:
+            left = max(0.0, deadline - time.monotonic())
+            return await asyncio.wait_for(asyncio.wrap_future(job), left)
+        except TimeoutError:
+            raise ServeError("deadline_exceeded", "no time left for an explanation") from None
+        except UserError as error:
+            event("no explanation", version=source.version, error=str(error))
+            raise ServeError("not_offered", "this model's answers cannot be explained") from None
+
+    def _explained(self, _: object) -> None:
+        self._explaining -= 1
 
 
 def _usable(index: int, answer: Answer | ServeError) -> Answer:

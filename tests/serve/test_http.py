@@ -213,9 +213,9 @@ def test_forms_that_are_broken_or_hold_no_file_are_refused(make_service, body, k
         ("?model=other", {}, 404, "not_found"),
         ("?version=v9", {}, 404, "not_found"),
         ("?explain=lime", {}, 400, "invalid_request"),
-        ("", {"x-request-timeout-seconds": "soon"}, 400, "invalid_request"),
-        ("", {"x-request-timeout-seconds": "nan"}, 400, "invalid_request"),
-        ("", {"x-request-timeout-seconds": "1e-9"}, 504, "deadline_exceeded"),
+        ("", {"x-btray-timeout-seconds": "soon"}, 400, "invalid_request"),
+        ("", {"x-btray-timeout-seconds": "nan"}, 400, "invalid_request"),
+        ("", {"x-btray-timeout-seconds": "1e-9"}, 504, "deadline_exceeded"),
     ],
 )
 def test_what_makes_no_sense_is_told(make_service, picture, query, headers, status, code):
@@ -380,3 +380,77 @@ def test_the_openapi_document_describes_every_route(make_service):
     assert "<script" not in page
     assert all(path in page for path in document["paths"])
     assert json.dumps(document)
+
+
+def scope_of(path, root_path="", headers=()):
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "root_path": root_path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": list(headers),
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("test", 80),
+        "client": ("test", 1),
+    }
+
+
+def test_a_body_that_does_not_come_ends_at_the_deadline(make_service):
+    async def run():
+        service, sent = make_service(deadline_s=0.05), []
+        await service.models.configure(service.served)
+
+        async def receive():
+            await asyncio.sleep(0.02)  # a byte now and then
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        async def send(message):
+            sent.append(message)
+
+        await build_app(service)(scope_of(CLASSIFY), receive, send)
+        return sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]
+
+    assert asyncio.run(run()) == (504, "deadline_exceeded")
+
+
+def test_a_mount_point_named_like_an_open_path_opens_nothing(make_service, tmp_path):
+    create_key(tmp_path / "keys.json", "ward")
+    auth = AuthConfig(keys_file=str(tmp_path / "keys.json"))
+
+    async def run():
+        service, sent = make_service(auth=auth), []
+        await service.models.configure(service.served)
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        await build_app(service)(scope_of("/web/v1/models", "/web"), receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(run()) == 401
+
+
+def test_too_much_json_is_refused_before_it_is_parsed(make_service):
+    body = b'{"inputs": [' + b" " * (16 * 2**20) + b"]}"
+    check_error(
+        ask(make_service(), "POST", "/v2/models/btray/infer", content=body), 413, "too_large"
+    )
+
+
+def test_a_model_whose_answers_cannot_be_explained_says_so(make_service, picture, monkeypatch):
+    from btray.errors import UserError
+    from btray.serve import explaining
+
+    def refuse(*_):
+        raise UserError("/srv/secret: no feature map")
+
+    monkeypatch.setattr(explaining, "overlay", refuse)
+    response = ask(make_service(), "POST", f"{CLASSIFY}?explain=gradcam", content=picture())
+    check_error(response, 501, "not_offered")
+    assert "secret" not in response.text

@@ -1,5 +1,6 @@
 import asyncio
 import random
+import threading
 import time
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ def served(name="btray", bundle="a", **rest):
 
 async def ask(found, name=None, version=None):
     _, source = found.choose(name, version)
-    async with found.lease(source) as batcher:
+    async with found.lease(source, time.monotonic() + 10) as batcher:
         await batcher.answer(b"\1", time.monotonic() + 10)
         return batcher.engine.version
 
@@ -105,7 +106,7 @@ def test_what_is_in_use_is_closed_by_its_last_user():
         store = Store(a="v1", b="v2", c="v3")
         found = models(store, capacity=1)
         await found.configure([served(versions=("b", "c"))])
-        async with found.lease(found.choose(None, "v2")[1]) as batcher:
+        async with found.lease(found.choose(None, "v2")[1], time.monotonic() + 10) as batcher:
             await ask(found, None, "v3")
             assert store.closed == []
             await batcher.answer(b"\1", time.monotonic() + 10)
@@ -162,5 +163,73 @@ def test_many_first_requests_load_a_bundle_once():
         await found.configure([served(versions=("b",))])
         await asyncio.gather(*(ask(found, None, "v2") for _ in range(20)))
         assert store.loaded.count("v2") == 1
+
+    asyncio.run(run())
+
+
+def test_a_list_of_many_new_bundles_has_them_all_loaded():
+    async def run():
+        store = Store(a="v1", b="v2", c="v3", d="v4")
+        found = models(store, capacity=2)
+        await found.configure([served()])
+        canary = {"bundle": "c", "percent": 10}
+        await found.configure([served(bundle="b", canary=canary, shadow="d")])
+        assert store.loaded == ["v1", "v2", "v3", "v4"]
+        assert store.closed == ["v1"]
+
+    asyncio.run(run())
+
+
+def test_a_bundle_that_cannot_be_loaded_is_unavailable_and_not_tried_at_once_again():
+    async def run():
+        store = Store(a="v1", b="v2")
+        tries = []
+        load = store.load
+        store.load = lambda source: (tries.append(source.version), load(source))[1]
+        store.broken.add("v2")
+        found = models(store)
+        await found.configure([served(versions=("b",))])
+        for _ in range(3):
+            with pytest.raises(ServeError) as told:
+                await ask(found, None, "v2")
+            assert (told.value.http_status, told.value.code) == (503, "unavailable")
+        assert tries == ["v1", "v2"]
+        assert await ask(found) == "v1"
+
+    asyncio.run(run())
+
+
+def test_waiting_for_a_bundle_ends_at_the_deadline():
+    async def run():
+        store, go = Store(a="v1", b="v2"), threading.Event()
+        found = models(store)
+        await found.configure([served(versions=("b",))])
+        load = store.load
+        found.load = lambda source: (go.wait(10), load(source))[1]
+        _, source = found.choose(None, "v2")
+        with pytest.raises(ServeError) as told:
+            async with found.lease(source, time.monotonic() + 0.05):
+                pass
+        go.set()
+        assert told.value.code == "deadline_exceeded"
+        assert await ask(found, None, "v2") == "v2"  # the load goes on
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_fails_again_and_again_is_told_to_be_broken():
+    async def run():
+        found = models(Store(a="v1"))
+        await found.configure([served()])
+        _, source = found.choose(None, None)
+        async with found.lease(source, time.monotonic() + 10) as batcher:
+            for count in range(3):
+                assert found.healthy
+                with pytest.raises(ServeError):
+                    await batcher.answer(bytes([200]), time.monotonic() + 10)
+                assert batcher.failures == count + 1
+            assert not found.healthy
+            await batcher.answer(b"\1", time.monotonic() + 10)
+        assert found.healthy
 
     asyncio.run(run())
