@@ -21,6 +21,7 @@ from btray.serve.errors import ServeError
 from btray.serve.front import FRONT_HEADER
 from btray.serve.log import LOGGER, REQUEST_ID, event
 from btray.serve.metrics_page import metrics_page
+from btray.serve.openapi import SHORTEST_S
 from btray.serve.service import Answered, Service
 from btray.version import __version__
 
@@ -156,11 +157,11 @@ async def _send_error(
     error: ServeError, request_id: str, scope: Scope, receive: Receive, send: Send, told: _Told
 ) -> None:
     if told.status == 499:  # no answer has begun
-        await error_response(error, request_id)(scope, receive, send)
+        await error_response(error, request_id, _path(scope))(scope, receive, send)
 
 
-def error_response(error: ServeError, request_id: str) -> Response:
-    """Return an error as every door of the server shows it."""
+def error_response(error: ServeError, request_id: str, path: str) -> Response:
+    """Return an error as the server shows it; under /v2 as the Open Inference Protocol has it."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
@@ -168,7 +169,10 @@ def error_response(error: ServeError, request_id: str) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="btray"'
     if error.http_status == 413:
         headers["Connection"] = "close"  # the rest of the body is not read
-    body = {"error": {"code": error.code, "message": str(error)}, "request_id": request_id}
+    body: dict[str, object] = {"error": {"code": error.code, "message": str(error)}}
+    if path == "/v2" or path.startswith("/v2/"):
+        body = {"error": str(error), "code": error.code}
+    body["request_id"] = request_id
     return JSONResponse(body, error.http_status, headers)
 
 
@@ -200,25 +204,25 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ServeError)
     async def _(request: Request, error: ServeError) -> Response:
         request.state.code = error.code
-        return error_response(error, request.state.request_id)
+        return error_response(error, request.state.request_id, _path(request.scope))
 
     @app.exception_handler(v2.ProtocolError)
     async def _(request: Request, error: v2.ProtocolError) -> Response:
         told = ServeError.of_protocol(error)
         request.state.code = told.code
-        return error_response(told, request.state.request_id)
+        return error_response(told, request.state.request_id, _path(request.scope))
 
     @app.exception_handler(Exception)
     async def _(request: Request, _error: Exception) -> Response:
         told = ServeError("internal", "the server failed; the request id is in its log")
-        return error_response(told, request.state.request_id)
+        return error_response(told, request.state.request_id, _path(request.scope))
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
         kinds = {404: "not_found", 405: "method_not_allowed"}
         told = ServeError(kinds.get(error.status_code, "invalid_request"), str(error.detail))
         request.state.code = told.code
-        response = error_response(told, request.state.request_id)
+        response = error_response(told, request.state.request_id, _path(request.scope))
         response.headers.update(error.headers or {})
         return response
 
@@ -269,8 +273,10 @@ def _seconds(value: str | None) -> float | None:
         seconds = float(value)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise ServeError("invalid_request", f"{_TIMEOUT}: seconds above 0, not {value[:40]!r}")
+    if not SHORTEST_S <= seconds < float("inf"):
+        raise ServeError(
+            "invalid_request", f"{_TIMEOUT}: seconds, at least {SHORTEST_S}, not {value[:40]!r}"
+        )
     return seconds
 
 

@@ -13,6 +13,8 @@ DESCRIPTION: Final = (
     f"Classifies brain tumours in MRI slices. {NOTICE} With keys, send "
     "`Authorization: Bearer KEY` or `X-API-Key: KEY`."
 )
+SHORTEST_S: Final = 0.1
+"""Shortest time a client may ask for, in seconds."""
 _STRING: Final[Schema] = {"type": "string"}
 _NUMBER: Final[Schema] = {"type": "number"}
 _STRINGS: Final[Schema] = {"type": "array", "items": _STRING}
@@ -26,6 +28,8 @@ def _object(properties: Schema, optional: tuple[str, ...] = ()) -> Schema:
 
 _PROBLEM: Final = _object({"code": _STRING, "message": _STRING})
 _ERROR: Final = _object({"error": _PROBLEM, "request_id": _STRING})
+_V2_ERROR: Final = _object({"error": _STRING, "code": _STRING, "request_id": _STRING})
+"""As the Open Inference Protocol has it: `error` is the message."""
 _ANSWER: Final[Schema] = {
     "class": _STRING,
     "probabilities": {"type": "object", "additionalProperties": _NUMBER},
@@ -51,7 +55,9 @@ _CLASSIFIED: Final[Schema] = {
 }
 
 
-def _answers(schema: Schema, description: str, *statuses: int) -> dict[str, Any]:
+def _answers(
+    schema: Schema, description: str, *statuses: int, error: Schema = _ERROR
+) -> dict[str, Any]:
     """Return `responses` of a route: its answer, and the errors it may have."""
     found: dict[int | str, Schema] = {
         200: {"description": description, "content": {"application/json": {"schema": schema}}}
@@ -59,7 +65,7 @@ def _answers(schema: Schema, description: str, *statuses: int) -> dict[str, Any]
     for status in sorted({400, 401, 403, 429, 500, *statuses}):
         found[status] = {
             "description": _STATUSES[status],
-            "content": {"application/json": {"schema": _ERROR}},
+            "content": {"application/json": {"schema": error}},
         }
     return {"responses": found, "response_model": None}
 
@@ -95,7 +101,7 @@ _TIMEOUT: Final[Schema] = {
     "in": "header",
     "required": False,
     "description": "Longest time until an answer.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "schema": {"type": "number", "minimum": SHORTEST_S},
 }
 _BINARY: Final[Schema] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -156,18 +162,20 @@ _V2: Final = {"tags": ["Open Inference Protocol v2"]}
 LIVE: Final[dict[str, Any]] = {
     "summary": "Is the server alive",
     **_V2,
-    **_answers(_object({"live": {"type": "boolean"}}), "It is."),
+    **_answers(_object({"live": {"type": "boolean"}}), "It is.", error=_V2_ERROR),
 }
 READY: Final[dict[str, Any]] = {
     "summary": "Can it answer",
     **_V2,
-    **_answers(_object({"ready": {"type": "boolean"}}), "It can.", 503),
+    **_answers(_object({"ready": {"type": "boolean"}}), "It can.", 503, error=_V2_ERROR),
 }
 SERVER: Final[dict[str, Any]] = {
     "summary": "Name, version and extensions of the server",
     **_V2,
     **_answers(
-        _object({"name": _STRING, "version": _STRING, "extensions": _STRINGS}), "The server."
+        _object({"name": _STRING, "version": _STRING, "extensions": _STRINGS}),
+        "The server.",
+        error=_V2_ERROR,
     ),
 }
 METRICS: Final[dict[str, Any]] = {
@@ -200,7 +208,7 @@ def model(prefix: str) -> dict[str, Any]:
         "summary": "Inputs and outputs of a model",
         **_V2,
         "openapi_extra": {"parameters": _named(prefix)},
-        **_answers(answer, "The model.", 404, 503),
+        **_answers(answer, "The model.", 404, 503, error=_V2_ERROR),
     }
 
 
@@ -211,7 +219,7 @@ def ready(prefix: str) -> dict[str, Any]:
         "summary": "Can a model answer",
         **_V2,
         "openapi_extra": {"parameters": _named(prefix)},
-        **_answers(answer, "It can.", 404, 503),
+        **_answers(answer, "It can.", 404, 503, error=_V2_ERROR),
     }
 
 
@@ -222,7 +230,7 @@ def infer(prefix: str) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "id": _STRING,
-            "inputs": {"type": "array", "items": tensor, "minItems": 1},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
             "outputs": {"type": "array", "items": _object({"name": _STRING})},
             "parameters": {"type": "object"},
         },
@@ -247,7 +255,7 @@ def infer(prefix: str) -> dict[str, Any]:
                 "content": {"application/json": {"schema": request}},
             },
         },
-        **_answers(answer, "Tensors.", 404, 413, 415, 422, 503, 504),
+        **_answers(answer, "Tensors.", 404, 413, 415, 422, 503, 504, error=_V2_ERROR),
     }
 
 
