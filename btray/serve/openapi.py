@@ -6,6 +6,7 @@ from typing import Any, Final
 from jinja2 import Environment, select_autoescape
 
 from btray.core.pages import NOTICE
+from btray.serve.v2 import OUTPUTS
 
 Schema = dict[str, Any]
 
@@ -223,6 +224,16 @@ def ready(prefix: str) -> dict[str, Any]:
     }
 
 
+def _input(name: str, datatype: str, dimensions: int) -> Schema:
+    sizes = {"type": "integer", "minimum": 1}
+    shape = {"type": "array", "items": sizes, "minItems": dimensions, "maxItems": dimensions}
+    data = {"type": "array", "items": _STRING if dimensions == 1 else {}}
+    tensor = _object(
+        {"name": {"const": name}, "datatype": {"const": datatype}, "shape": shape, "data": data}
+    )
+    return tensor | {"additionalProperties": True}
+
+
 def infer(prefix: str) -> dict[str, Any]:
     """Describe inference."""
     tensor = {**_TENSOR, "properties": {**_TENSOR["properties"], "data": {"type": "array"}}}
@@ -230,8 +241,17 @@ def infer(prefix: str) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "id": _STRING,
-            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
-            "outputs": {"type": "array", "items": _object({"name": _STRING})},
+            "inputs": {
+                "type": "array",
+                "items": {"oneOf": [_input("image", "BYTES", 1), _input("pixels", "UINT8", 3)]},
+                "minItems": 1,
+                "maxItems": 1,
+            },
+            "outputs": {
+                "type": "array",
+                "items": _object({"name": {"enum": list(OUTPUTS)}}),
+                "uniqueItems": True,
+            },
             "parameters": {"type": "object"},
         },
         "required": ["inputs"],
