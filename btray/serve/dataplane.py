@@ -187,6 +187,13 @@ def _edits(folder: Path, limits: PlaneLimits, secret: str, tls: bool) -> Sequenc
     size = f"req.hdr_val(content-length) gt {limits.body_bytes}"
     large = f"http-request deny deny_status 413 if {{ {size} }}"
     shown = f" ssl crt {folder}/tls.pem ssl-min-ver TLSv1.2 alpn " if tls else ""
+    # Ray's replica watches every client for its going, in tasks that cost more than our own code
+    # does, and has a time limit of its own, told in plain text: an answer takes milliseconds and
+    # `limits.deadline_s` at most, whoever has gone.
+    lean = [
+        'http-request set-header x-request-disconnect-disabled "?1"',
+        "http-request del-header x-request-timeout-seconds",
+    ]
     # On a connection used before, HAProxy answers a replica's death with silence (2.8, whatever
     # `http-reuse` says): so none is used again. gRPC clients take its RST_STREAM as UNAVAILABLE.
     once = "option http-server-close"
@@ -218,7 +225,9 @@ def _edits(folder: Path, limits: PlaneLimits, secret: str, tls: bool) -> Sequenc
         ),
         Edit("frontend prometheus", r"bind :(\d+)", [r"bind 127.0.0.1:\1"]),
         Edit("listen stats", r"bind \*:(\d+)", [r"bind 127.0.0.1:\1"]),
-        Edit("frontend http_frontend", r"bind (\S+)", [rf"bind \1{http}", once, front, large]),
+        Edit(
+            "frontend http_frontend", r"bind (\S+)", [rf"bind \1{http}", once, front, large, *lean]
+        ),
         Edit(
             "frontend grpc_frontend",
             r"bind (\S+) proto h2",
