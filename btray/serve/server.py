@@ -46,13 +46,14 @@ def serving(config: ServeConfig, door: Door) -> Iterator[str]:
 
     """
     from btray.cluster import connect, joined
-    from btray.serve.auth import require_auth_for
+    from btray.serve.auth import Authenticator, require_auth_for
     from btray.serve.sources import identify
 
     require_auth_for(door.host, config.auth)
+    Authenticator(config.auth)  # what replicas would stumble on is told before anything starts
     for model in config.models:
         for uri in model.bundles:
-            identify(uri, config.tracking)  # a mistake is told before anything starts
+            identify(uri, config.tracking)
     with tempfile.TemporaryDirectory(prefix="btray-serve-") as runtime:
         if joined():
             plane = "the cluster's own proxy"
@@ -110,10 +111,25 @@ def _deployed(config: ServeConfig, door: Door) -> Iterator[None]:
         grpc_options={"port": door.grpc_port, "grpc_servicer_functions": list(SERVICERS)},
     )
     try:
-        serve.run(build(config), name=NAME, route_prefix="/")
+        try:
+            serve.run(build(config), name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise UserError(f"no replica starts: {_reason(error)}") from None
         yield
     finally:
         serve.shutdown()
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return why replicas do not start, as Ray Serve's controller knows it, in one line."""
+    from ray import serve
+
+    from btray.serve.app import NAME
+
+    applications = serve.status().applications
+    deployments = applications[NAME].deployments.values() if NAME in applications else ()
+    told = [line for one in deployments for line in one.message.splitlines() if line.strip()]
+    return told[-1].strip() if told else str(error)
 
 
 def wait_for_signal() -> None:
