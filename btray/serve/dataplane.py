@@ -245,6 +245,9 @@ def _environment(folder: Path, limits: PlaneLimits) -> dict[str, str]:
     told = {
         "RAY_SERVE_ENABLE_HA_PROXY": 1,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
+        # A proxy that is slow to start, on a machine that is busy, is not a broken one.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": 30,
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": 30,
         # Of gRPC, before anyone is asked for a key; Ray's own limit is 2 GiB.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": limits.body_bytes + 65536,
         "RAY_worker_niceness": 0,  # who answers people does not wait for what else runs here

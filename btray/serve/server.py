@@ -1,18 +1,26 @@
 """One machine's server: Ray, Serve and its data plane, from start to drain."""
 
+import functools
+import io
 import logging
 import math
 import os
 import signal
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from btray.errors import UserError
 from btray.serve.config import LimitsConfig, ServeConfig
+
+_OPEN_S: Final = 60.0
+"""How long the ports may stay closed once replicas are there, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,6 @@ def _prepare(door: Door, limits: LimitsConfig, runtime: Path) -> str:
 
 
 def _check_ports(door: Door) -> None:
-    import socket
-
     for option, port in (("--http-port", door.http_port), ("--grpc-port", door.grpc_port)):
         family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
         try:
@@ -100,24 +106,77 @@ def _check_ports(door: Door) -> None:
 
 @contextmanager
 def _deployed(config: ServeConfig, door: Door) -> Iterator[None]:
+    import ray
     from ray import serve
 
-    from btray.serve.app import NAME, SERVICERS, build
+    from btray.cluster import joined
+    from btray.serve.app import SERVICERS
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(
+    start = functools.partial(
+        serve.start,
         proxy_location="HeadOnly",
         http_options={"host": door.host, "port": door.http_port},
         grpc_options={"port": door.grpc_port, "grpc_servicer_functions": list(SERVICERS)},
     )
     try:
         try:
-            serve.run(build(config), name=NAME, route_prefix="/")
-        except RuntimeError as error:
-            raise UserError(f"no replica starts: {_reason(error)}") from None
+            start()
+        except (ray.exceptions.RayActorError, TimeoutError):
+            start()  # the controller, which is there now, has replaced a proxy that was too slow
+        _run(config)
+        if not joined():
+            _await(door)
         yield
     finally:
+        _end()
+
+
+def _run(config: ServeConfig) -> None:
+    from ray import serve
+
+    from btray.serve.app import NAME, build
+
+    try:
+        serve.run(build(config), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise UserError(f"no replica starts: {_reason(error)}") from None
+
+
+def _await(door: Door) -> None:
+    """Return once the ports are open; raises UserError where they stay closed."""
+    end = time.monotonic() + _OPEN_S
+    for port in (door.http_port, door.grpc_port):
+        while True:
+            try:
+                socket.create_connection((_reached(door.host), port), timeout=5).close()
+                break
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise UserError(f"{door.host}:{port} does not open: {error}") from None
+                time.sleep(0.1)
+
+
+def _reached(host: str) -> str:
+    """Return the address at which this machine reaches itself."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is compared
+
+
+def _end() -> None:
+    """Answer what is in work and go, leaving another's cluster its other applications."""
+    import ray
+    from ray import serve
+
+    from btray.cluster import joined
+    from btray.serve.app import NAME
+
+    if joined():
+        serve.delete(NAME)
+        return
+    # Ray prints the end of its own controller, which it kills, as a failure.
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         serve.shutdown()
+        ray.shutdown()
 
 
 def _reason(error: RuntimeError) -> str:
