@@ -22,7 +22,12 @@ _SPARE: Final = 64
 
 
 def build(args: ServeConfig) -> "Application":
-    """Return the application; a change of `models` alone does not restart its replicas."""
+    """Return the application.
+
+    Its models become the deployment's `user_config`, which running replicas take up. In a file
+    for `serve deploy` they are better written there at once: Ray Serve starts new replicas for
+    whatever changes in `args`.
+    """
     tree = args.model_dump(mode="json")
     models = tree.pop("models")
     application: Application = serve.deployment(

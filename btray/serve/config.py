@@ -103,8 +103,7 @@ class ServeConfig(Section):
     """A server of classifiers."""
 
     models: tuple[ModelServed, ...] = Field(default=(ModelServed(),), min_length=1)
-    """Names and their bundles; the first answers where no name is given. A change of these
-    alone is taken up by running replicas, with no request lost."""
+    """Names and their bundles; the first answers where no name is given."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
     replicas: ReplicasConfig = ReplicasConfig()
