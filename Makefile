@@ -54,9 +54,10 @@ bench: install
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/streaming_memory.py
 	$(BIN)/python benchmarks/near_duplicates.py
+	$(BIN)/python benchmarks/serve.py --peers fastapi ray
 
 docs: install
-	$(BIN)/pdoc --output-directory build/docs btray btray.config btray.core btray.data btray.train btray.evaluate
+	$(BIN)/pdoc --output-directory build/docs btray btray.config btray.core btray.data btray.train btray.evaluate btray.serve
 	$(BIN)/btray config schema > build/docs/config.schema.json
 
 # The stubs of gRPC, which are committed; a test holds them to their .proto.
