@@ -30,6 +30,7 @@ CHANGES = {
     "brighter": brightened(1.1),
     "darker": brightened(0.9),
     "mirrored": mirrored,
+    "with a thin border": lambda image: np.pad(image, 1),
 }
 
 
