@@ -15,11 +15,12 @@ pytestmark = pytest.mark.cluster
 
 COMING_AND_GOING = """
 import json, os, queue, subprocess, sys, threading, time
+from contextlib import suppress
 import ray
 from ray.cluster_utils import Cluster
 from btray.config import resolve_config
 from btray.train import plan
-from btray.train.trainer import fit
+from btray.train.trainer import Stopped, fit, open_board
 
 plan.RESIZE_INTERVAL = 2.0
 PATIENCE = 300  # seconds for a change: a machine may be slow
@@ -70,8 +71,16 @@ class News:
 
 
 changes, news = queue.Queue(), News()
-settings = [a for a in sys.argv[2:] if a != "--set"]
-train = threading.Thread(target=fit, args=(resolve_config({}, settings), news, True), daemon=True)
+config = resolve_config({}, [a for a in sys.argv[2:] if a != "--set"])
+board = open_board(2)
+
+
+def run():
+    with suppress(Stopped):
+        fit(config, news, True, board)
+
+
+train = threading.Thread(target=run, daemon=True)
 train.start()
 for change in (join, drain, join, leave):  # only the main thread may start a node
     changes.get(timeout=PATIENCE)
@@ -79,6 +88,8 @@ for change in (join, drain, join, leave):  # only the main thread may start a no
 changes.get(timeout=PATIENCE)
 with open(sys.argv[1], "w") as file:  # Ray itself prints of lost processes
     json.dump(news.told, file)
+ray.get(board.stop.remote())  # a run whose cluster goes first would connect to it again
+train.join()
 ray.shutdown()
 nodes.shutdown()
 os._exit(0)
