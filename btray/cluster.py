@@ -97,6 +97,10 @@ def require_node(labels: Mapping[str, str]) -> None:
     found = [node["Labels"] for node in _nodes() if node["Resources"].get("CPU")]
     if any(labels.items() <= node.items() for node in found):
         return
+    if not found:
+        raise UserError(
+            "the cluster has no node with CPUs; wait until one has joined: `ray status`"
+        )
     wanted = ", ".join(f"{key}={value}" for key, value in labels.items())
     keys = {key for node in found for key in node if not key.startswith("ray.io/")}
     raise UserError(

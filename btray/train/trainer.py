@@ -48,6 +48,7 @@ from btray.train.checkpoints import RECORD, RecordKeeper, mend_record
 from btray.train.entry import train_worker
 from btray.train.inputs import open_training_data
 from btray.train.learner import SCORE, VALIDATION
+from btray.train.network import HostsConfig
 from btray.train.plan import Placement, Shortage, place, wanted
 from btray.train.progress import Display, News, follow
 from btray.train.stopping import TerminationCallback
@@ -280,6 +281,7 @@ def _train(
             return TorchTrainer(
                 train_worker,
                 train_loop_config=settings,
+                torch_config=HostsConfig(),
                 scaling_config=placement.scaling(),
                 run_config=_run_config(config, folder),
             ).fit()

@@ -70,9 +70,9 @@ def test_the_dashboard_is_private_and_a_token_is_asked_for(name):
 
 
 @every_file
-def test_the_autoscaler_is_version_2(name):
+def test_the_autoscaler_is_version_2_but_where_hosts_are_given(name):
     head = starts(load(name))[0]
-    assert "RAY_enable_autoscaler_v2=1" in head
+    assert f"RAY_enable_autoscaler_v2={0 if name == 'local' else 1}" in head
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
 
 

@@ -1,15 +1,19 @@
 """The image's recipe, without a container engine: hadolint, and what must stand in it."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import ray
 
 from btray.version import __version__
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+CHECKOUT = Path(__file__).parents[2]
+DEPLOY = CHECKOUT / "deploy"
 TEXT = (DEPLOY / "Dockerfile").read_text()
 
 
@@ -41,3 +45,56 @@ def test_everything_is_pinned():
     assert all(re.fullmatch(r"[a-z0-9-]+==[^=]+", pin) for pin in pins)
     assert f"ray=={ray.__version__}" in pins
     assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-", TEXT, re.M)
+
+
+@pytest.mark.timeout(1200)
+def test_its_steps_make_an_environment_that_works(tmp_path):
+    """Without a container engine: the same commands, in folders of the test's own.
+
+    PyTorch's own index of CPU builds is left out, as it may not be reachable; the default one
+    has the same versions.
+    """
+    done = subprocess.run(
+        ["bash", "-euxc", script(tmp_path, "build", "cpu-environment")],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    try:
+        assert done.returncode == 0, done.stderr[-4000:]
+        command = tmp_path / "opt" / "btray" / "bin" / "btray"
+        said = subprocess.run([command, "--version"], cwd="/", capture_output=True, text=True)
+        assert said.stdout.strip() == __version__, said.stderr
+        freeze = [command.with_name("python"), "-m", "pip", "list", "--format=freeze"]
+        found = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
+        installed = {line.lower().replace("_", "-") for line in found.splitlines()}
+        assert {"ray==2.60.0", "boto3==1.44.8", "torch==2.14.1"} <= installed
+    finally:
+        shutil.rmtree(tmp_path)  # gigabytes
+
+
+def clean_environment():
+    kept = ("HOME", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_CONSTRAINT")
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    found = {name: os.environ[name] for name in (*kept, *proxies) if name in os.environ}
+    return found | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def script(root, *stages):
+    """Return the stages' steps as a script that works below a folder and not at the top."""
+    lines = []
+    for name in stages:
+        for step in re.sub(r"\\\n", " ", stage(name)).splitlines():
+            what, _, rest = step.partition(" ")
+            if what == "RUN":
+                lines.append(rest.replace("--index-url https://download.pytorch.org/whl/cpu", ""))
+            elif what == "WORKDIR":
+                lines += [f"mkdir -p {rest}", f"cd {rest}"]
+            elif what == "ENV":
+                lines += [f"export {pair}" for pair in rest.split()]
+            elif what == "COPY":
+                *sources, target = rest.split()
+                lines.append(f"mkdir -p $(dirname {target}x)")
+                lines += [f"cp -r {CHECKOUT / source} {target}" for source in sources]
+            else:
+                assert not what or what.startswith("#"), step
+    text = "\n".join(lines)
+    return re.sub(r"(?<![\w.~/])/(source|wheels|opt)\b", rf"{root}/\1", text)

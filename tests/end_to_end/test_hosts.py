@@ -1,0 +1,134 @@
+"""deploy/clusters/local.yaml, brought up by `ray up` on hosts of a network of their own."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from benchmarks.hosts import Laptop, rack, why_not
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(why_not() is not None, reason=f"hosts: {why_not()}"),
+    pytest.mark.timeout(1800),
+]
+PATIENCE = 600  # seconds for a change: a machine may be slow
+
+
+@pytest.fixture(scope="module")
+def laptop(tmp_path_factory):
+    """A cluster of a head and two workers, each of which holds one training worker of 2 CPUs."""
+    folder = tmp_path_factory.mktemp("hosts")
+    with rack(folder, ("head", "one", "two")) as hosts:
+        laptop = Laptop(folder, hosts, cpus=3)
+        laptop.ray("up", "--yes", "--no-config-cache", laptop.file)
+        laptop.wait()
+        yield laptop
+        laptop.ray("down", "--yes", laptop.file)
+        for host in hosts:  # a worker's ends when it has not found its head for a minute
+            while "raylet" in host.run("ps -A").stdout:
+                time.sleep(1)
+
+
+@pytest.fixture
+def submit(laptop):
+    """`btray submit` by the laptop's way to the private dashboard; stdout and stderr in one."""
+    work = laptop.home / "work"
+    work.mkdir(exist_ok=True)
+    with laptop.dashboard() as url:
+        own = ("-m", "btray", "submit", "--address", url)
+
+        def start(*arguments):
+            return subprocess.Popen(
+                [sys.executable, *own, *map(str, arguments)], cwd=work, env=laptop.environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True,
+            )  # fmt: skip
+
+        yield start
+
+
+@pytest.fixture
+def train(phantom, tmp_path, train_options):
+    """The arguments of a run, and the folder that it will be in."""
+
+    def arguments(name, **settings):
+        places = {"data.dataset": phantom, "run.storage": tmp_path / "runs", "run.name": name}
+        cores = {"train.cpus_per_worker": 2, "train.patience": 0}
+        return [
+            "train",
+            *train_options(**{**places, **cores, **settings}),
+        ], tmp_path / "runs" / name
+
+    return arguments
+
+
+def metrics(run):
+    timed = "images_per_second"
+    rows = json.loads((run / "history.json").read_text())
+    return [{key: value for key, value in row.items() if key != timed} for row in rows]
+
+
+def places(laptop, run):
+    """Return the addresses of the workers of each attempt of a run, from Ray Train's own log."""
+    found = []
+    for log in (laptop.folder / "head" / "ray").glob("session_2*/logs/train/*sys-controller*.log"):
+        for line in map(json.loads, log.read_text().splitlines()):
+            if line.get("run_name") == run and "Started training worker group" in line["message"]:
+                workers = line["message"].splitlines()[1:]
+                found.append({worker.split("ip=")[1].split(",")[0] for worker in workers})
+    return found
+
+
+def test_the_same_command_gives_the_same_numbers_on_two_hosts(laptop, submit, train, run_python):
+    on_hosts, hosts = train("hosts", **{"train.epochs": 3})
+    done = submit(*on_hosts)
+    said, _ = done.communicate()
+    assert done.returncode == 0, said
+    assert places(laptop, "hosts") == [{host.address for host in laptop.workers}]
+    on_laptop, alone = train("alone", **{"train.epochs": 3})
+    here = run_python("-m", "btray", *on_laptop)
+    assert here.returncode == 0, here.stderr
+    assert metrics(hosts) == metrics(alone)
+
+
+class Lines:
+    """What a process says, line by line, each waited for with patience."""
+
+    def __init__(self, process):
+        self.all, self._queue = [], queue.Queue()
+        threading.Thread(target=self._read, args=(process,), daemon=True).start()
+
+    def _read(self, process):
+        for line in process.stdout:
+            self._queue.put(line)
+        self._queue.put("")
+
+    def until(self, part):
+        while part not in (line := self._queue.get(timeout=PATIENCE)):
+            assert line, f"{part!r} was not said: {''.join(self.all)}"
+            self.all.append(line)
+
+
+def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, train):
+    settings = {"train.workers": "1..2", "train.epochs": 90, "image.size": 64}
+    arguments, run = train("elastic", **settings)
+    process = submit(*arguments)
+    said = Lines(process)
+    said.until("epoch   2/")
+    lost = laptop.workers[1]
+    lost.connect(up=False)
+    said.until("now 1 workers")
+    said.until("epoch ")
+    lost.connect(up=True)  # the autoscaler finds it by SSH and starts Ray there again
+    said.until("now 2 workers")
+    assert process.wait(timeout=PATIENCE) == 0
+    both = {host.address for host in laptop.workers}
+    assert places(laptop, "elastic") == [both, both - {lost.address}, both]
+    history = metrics(run)
+    assert [row["epoch"] for row in history] == list(range(90))
+    assert max(row["val_macro_f1"] for row in history) >= 0.9  # 1.0 undisturbed
