@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -154,17 +155,13 @@ def frame_pairs(measures: Measures, min_similarity: float = MIN_FRAME_SIMILARITY
     frames = measures.frames[rows].astype(np.float32)
     detail = frames - gaussian_filter(frames, (0, _FRAME_BLUR, _FRAME_BLUR))
     straight = _unit(detail)
-    turned = [
-        _unit(np.rot90(side, quarters, axes=(1, 2)))
-        for side in (detail, detail[:, :, ::-1])
-        for quarters in range(4)
-    ]
     joined = np.arange(len(rows))
     for start in range(0, len(rows), _FRAMES_AT_ONCE):
-        block = slice(start, start + _FRAMES_AT_ONCE)
+        block = detail[start : start + _FRAMES_AT_ONCE]
         alike = [_chain(joined.tolist())]
-        for some in turned:
-            first, second = np.nonzero(some[block] @ straight[start:].T >= min_similarity)
+        for side, quarters in product((block, block[:, :, ::-1]), range(4)):
+            turned = _unit(np.rot90(side, quarters, axes=(1, 2)))
+            first, second = np.nonzero(turned @ straight[start:].T >= min_similarity)
             alike.append(np.stack([first, second], axis=1) + start)
         joined = _components(len(rows), alike)
     return rows[_chain(joined.tolist())]
