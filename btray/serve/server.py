@@ -56,7 +56,9 @@ def serving(config: ServeConfig, door: Door) -> Iterator[str]:
     from btray.cluster import connect, joined
     from btray.serve.auth import Authenticator, require_auth_for
     from btray.serve.sources import identify
+    from btray.serve.tracing import tracing_config
 
+    tracing_config()
     require_auth_for(door.host, config.auth)
     Authenticator(config.auth)  # what replicas would stumble on is told before anything starts
     for model in config.models:
@@ -111,6 +113,7 @@ def _deployed(config: ServeConfig, door: Door) -> Iterator[None]:
 
     from btray.cluster import joined
     from btray.serve.app import SERVICERS
+    from btray.serve.tracing import tracing_config
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     start = functools.partial(
@@ -118,6 +121,7 @@ def _deployed(config: ServeConfig, door: Door) -> Iterator[None]:
         proxy_location="HeadOnly",
         http_options={"host": door.host, "port": door.http_port},
         grpc_options={"port": door.grpc_port, "grpc_servicer_functions": list(SERVICERS)},
+        tracing_config=tracing_config(),
     )
     try:
         try:

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry import trace
 
 from btray.core.answers import answer_row
 from btray.errors import UserError
@@ -25,6 +26,8 @@ from btray.serve.v2 import InferRequest, InferResponse, respond
 
 _EXPLANATIONS: Final = 8
 """Explanations that may wait or be computed in a replica."""
+
+_tracer = trace.get_tracer("btray")
 
 Image = bytes | NDArray[np.uint8]
 """Encoded, or a prepared square [size, size]."""
@@ -177,8 +180,12 @@ class Service:
         self._check(images)
         self.waiting += len(images)
         try:
-            async with self.models.lease(source, deadline) as batcher:
-                answers = await self._ask(batcher, images, deadline)
+            with _tracer.start_as_current_span("classify") as span:
+                span.set_attributes(
+                    {"model": model.name, "version": source.version, "images": len(images)}
+                )
+                async with self.models.lease(source, deadline) as batcher:
+                    answers = await self._ask(batcher, images, deadline)
         finally:
             self.waiting -= len(images)
         pictures: Sequence[bytes | None] = [None] * len(images)

@@ -1,5 +1,6 @@
 """One real server, as `btray serve` starts it: HAProxy, a replica, HTTP and gRPC."""
 
+import gzip
 import http.client
 import io
 import json
@@ -12,12 +13,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -40,6 +43,33 @@ def free_port():
         return tried.getsockname()[1]
 
 
+class Collector(ThreadingHTTPServer):
+    """An OpenTelemetry collector that keeps the spans it is sent."""
+
+    def __init__(self):
+        self.spans = []
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            sent = ExportTraceServiceRequest.FromString(body)
+            self.server.spans += [
+                span
+                for resource in sent.resource_spans
+                for scope in resource.scope_spans
+                for span in scope.spans
+            ]
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+
 class Server:
     """A running `btray serve` and how to ask it."""
 
@@ -48,6 +78,7 @@ class Server:
         for bundle in bundles:
             run("models", "register", bundle.uri, "--name", "served", "--tracking", self.tracking)
         self.promote(1)
+        self.collector = Collector()
         self.key = run("keys", "create", "ward", "--file", folder / "keys.json").split()[-1]
         self.http, self.grpc = free_port(), free_port()
         command = [sys.executable, "-m", "btray", "serve", "models:/served@champion"]
@@ -56,6 +87,7 @@ class Server:
         environment = os.environ | {
             "XDG_CACHE_HOME": str(folder / "cache"),
             "RAY_ADDRESS": "local",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.collector.server_port}",
         }
         self.process = subprocess.Popen(
             list(map(str, command)), env=environment, stderr=self.log.open("w"), cwd=folder
@@ -106,6 +138,7 @@ def server(make_bundle, tmp_path_factory):
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(120)
+        running.collector.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +154,26 @@ def expected(server, image):
     """What `btray predict` answers."""
     (prediction,) = Predictor(server.bundles[0], "cpu").predict([image])
     return prediction
+
+
+def test_a_request_is_traced_below_its_callers_span(server, image):
+    caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    status, row = server.ask("/v1/classify", image, traceparent=f"00-{'-'.join(caller)}-01")
+    assert status == 200
+
+    def spans():
+        sent = server.collector.spans
+        return {span.name: span for span in sent if span.trace_id.hex() == caller[0]}
+
+    server.until(lambda: "classify" in spans() and len(spans()) >= 2, seconds=60)
+    own = spans()["classify"]
+    told = {item.key: item.value for item in own.attributes}
+    assert told["version"].string_value == row["model"]["version"]
+    assert told["images"].int_value == 1
+    names = {span.span_id: name for name, span in spans().items()}
+    assert "replica_handle_request" in names[own.parent_span_id]
+    sent = b"".join(span.SerializeToString() for span in server.collector.spans)
+    assert server.key.encode() not in sent
 
 
 def credentials(server):
