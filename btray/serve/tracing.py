@@ -46,7 +46,7 @@ def tracing_config() -> dict[str, Any] | None:
     }
 
 
-def exporter(_file_name: str) -> "list[SpanProcessor]":
+def exporter() -> "list[SpanProcessor]":
     """Return what sends the spans of a process to the collector, by OTLP over HTTP."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor

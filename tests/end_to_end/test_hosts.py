@@ -10,6 +10,8 @@ import time
 import pytest
 
 from benchmarks.hosts import Laptop, rack, why_not
+from btray.data.importer import import_dataset
+from btray.data.sources.phantom_source import PhantomSource
 
 pytestmark = [
     pytest.mark.cluster,
@@ -114,8 +116,11 @@ class Lines:
             self.all.append(line)
 
 
-def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, train):
-    settings = {"train.workers": "1..2", "train.epochs": 90, "image.size": 64}
+def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, train, tmp_path):
+    """Long enough for the host to be missed, and for it to be back before the end."""
+    import_dataset(PhantomSource(400), str(tmp_path / "data"))
+    settings = {"train.workers": "1..2", "train.epochs": 120, "image.size": 96}
+    settings |= {"data.dataset": tmp_path / "data", "data.batch_size": 32}
     arguments, run = train("elastic", **settings)
     process = submit(*arguments)
     said = Lines(process)
@@ -132,5 +137,5 @@ def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, tra
     assert (len(before), len(alone), len(again)) == (2, 1, 2)
     assert lost.address not in alone
     history = metrics(run)
-    assert [row["epoch"] for row in history] == list(range(90))
+    assert [row["epoch"] for row in history] == list(range(120))
     assert max(row["val_macro_f1"] for row in history) >= 0.9  # 1.0 undisturbed

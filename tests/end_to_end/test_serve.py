@@ -158,20 +158,24 @@ def expected(server, image):
 
 def test_a_request_is_traced_below_its_callers_span(server, image):
     caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    status, row = server.ask("/v1/classify", image, traceparent=f"00-{'-'.join(caller)}-01")
-    assert status == 200
 
     def spans():
         sent = server.collector.spans
         return {span.name: span for span in sent if span.trace_id.hex() == caller[0]}
 
-    server.until(lambda: "classify" in spans() and len(spans()) >= 2, seconds=60)
+    def traced():
+        """Ask again: Ray's own proxy, which is there until a replica is, drops the parent."""
+        server.ask("/v1/classify", image, traceparent=f"00-{'-'.join(caller)}-01")
+        return "classify" in spans() and len(spans()) >= 2
+
+    server.until(traced, seconds=60)
     own = spans()["classify"]
     told = {item.key: item.value for item in own.attributes}
-    assert told["version"].string_value == row["model"]["version"]
+    assert told["version"].string_value in {bundle.version for bundle in server.bundles}
     assert told["images"].int_value == 1
-    names = {span.span_id: name for name, span in spans().items()}
-    assert "replica_handle_request" in names[own.parent_span_id]
+    outer = {span.span_id: span for span in server.collector.spans}[own.parent_span_id]
+    assert outer.name.startswith("replica_handle_request")
+    assert outer.parent_span_id.hex() == caller[1]
     sent = b"".join(span.SerializeToString() for span in server.collector.spans)
     assert server.key.encode() not in sent
 
