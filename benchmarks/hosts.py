@@ -2,9 +2,10 @@
 
 Each is a set of Linux namespaces (network, processes, mounts, name) with its own address, home
 folder, /tmp/ray and Debian's sshd; all share this machine's cores and other files, as hosts share
-a network file system. Needs root and Debian's openssh-server, rsync and iproute2. The cluster is
-deploy/clusters/local.yaml with its addresses and its key; only where the packages come from is
-changed: the wheel is installed as there, the rest is taken from this environment.
+a network file system. They know one another's names, and no name server. Needs root and Debian's
+openssh-server, rsync and iproute2. The cluster is deploy/clusters/local.yaml with its addresses
+and its key; only where the packages come from is changed: the wheel is installed as there, the
+rest is taken from this environment.
 """
 
 import os
@@ -23,16 +24,27 @@ from typing import Any
 import yaml
 
 CHECKOUT = Path(__file__).parents[1]
-NEEDED = ("/usr/sbin/sshd", "/usr/bin/ssh-keygen", "/usr/bin/rsync", "/usr/sbin/ip")
+NEEDED = (
+    "/usr/sbin/sshd",
+    "/usr/bin/ssh-keygen",
+    "/usr/bin/rsync",
+    "/usr/sbin/ip",
+    "/usr/bin/setpriv",
+)
 
 _BOOT = """
+set -e
 mount --make-rprivate /
-mount --bind {home} /root
-mkdir -p /tmp/ray /run/sshd && mount --bind {folder}/ray /tmp/ray
+mount --bind {folder}/passwd /etc/passwd
+mount --bind {folder}/hosts /etc/hosts
+mount --bind /dev/null /etc/resolv.conf
+mkdir -p /tmp/ray /run/sshd
+mount --bind {folder}/ray /tmp/ray
 hostname {name}
 ip link set lo up
 until ip addr add {address}/24 dev eth0 2>/dev/null; do sleep 0.05; done
-ip link set eth0 up && ip route add default via {gateway}
+ip link set eth0 up
+ip route add default via {gateway}
 /usr/sbin/sshd -D -e -f {folder}/sshd_config &
 wait
 """
@@ -45,11 +57,13 @@ StrictModes no
 PasswordAuthentication no
 AuthorizedKeysFile {folder}/authorized_keys
 """
+_NAME = f"btray-{os.getpid()}"
+_PATIENCE_S = 600
 _LIVE = (
     "import ray; ray.init('auto', log_to_driver=False, logging_level='ERROR'); "
     "print(sum(node['Alive'] for node in ray.nodes()))"
 )
-_RAY = """#!/root/btray/bin/python
+_RAY = """
 from ray.scripts.scripts import main
 main()
 """
@@ -81,7 +95,7 @@ class Host:
     def run(self, command: str) -> "subprocess.CompletedProcess[str]":
         """Run a shell command there, as one at its keyboard would."""
         enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--uts", "--"]
-        home = {"HOME": "/root", "PATH": f"/root/btray/bin:{os.environ['PATH']}"}
+        home = {"HOME": str(self.home), "PATH": f"{self.home}/btray/bin:{os.environ['PATH']}"}
         plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         done = subprocess.run(
             [*enter, "bash", "-c", command], capture_output=True, text=True, cwd="/",
@@ -112,49 +126,63 @@ def rack(folder: Path, names: tuple[str, ...]) -> Iterator[list[Host]]:
     key = folder / "laptop" / "key"
     _keygen(key)
     with ExitStack() as stack:
+        remove = ["ip", "link", "del", switch]
+        subprocess.run(remove, check=False, capture_output=True)  # of one that was killed
         subprocess.run(["ip", "link", "add", switch, "type", "bridge"], check=True)
-        stack.callback(subprocess.run, ["ip", "link", "del", switch], check=False)
+        stack.callback(subprocess.run, remove, check=False)
         _ip("addr", "add", f"{network}.1/24", "dev", switch)
         _ip("link", "set", switch, "up")
+        addresses = {name: f"{network}.{number}" for number, name in enumerate(names, 10)}
+        known = "".join(f"{address} {name}\n" for name, address in addresses.items())
         yield [
-            stack.enter_context(_host(folder / name, name, f"{network}.{number}", switch, key))
-            for number, name in enumerate(names, 10)
+            stack.enter_context(_host(folder / name, name, address, switch, key, known))
+            for name, address in addresses.items()
         ]
 
 
 @contextmanager
-def _host(folder: Path, name: str, address: str, switch: str, key: Path) -> Iterator[Host]:
-    shutil.copytree("/etc/skel", folder / "root")
+def _host(
+    folder: Path, name: str, address: str, switch: str, key: Path, known: str
+) -> Iterator[Host]:
+    home = folder / "home"
+    shutil.copytree("/etc/skel", home)
     (folder / "ray").mkdir()
     _keygen(folder / "host_key")
     (folder / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
     (folder / "sshd_config").write_text(_SSHD.format(address=address, folder=folder))
-    fields = {"folder": folder, "home": folder / "root", "name": name, "address": address}
-    boot = _BOOT.format(**fields, gateway=address.rsplit(".", 1)[0] + ".1")
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
+    others = Path("/etc/passwd").read_text().splitlines(keepends=True)[1:]
+    (folder / "passwd").write_text(f"root:*:0:0:root:{home}:/bin/bash\n{''.join(others)}")
+    gateway = address.rsplit(".", 1)[0] + ".1"
+    boot = _BOOT.format(folder=folder, name=name, address=address, gateway=gateway)
     apart = ["--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            ["unshare", *apart, "bash", "-c", boot], stdout=log, stderr=log, cwd="/"
-        )
+            ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, "bash", "-c", boot],
+            stdout=log, stderr=log, cwd="/",
+        )  # fmt: skip
     try:
         pid = _first_process(process)
         _ip("link", "add", _port(address), "type", "veth",
             "peer", "name", "eth0", "netns", str(pid))  # fmt: skip
         _ip("link", "set", _port(address), "master", switch)
         _ip("link", "set", _port(address), "up")
-        yield Host(name, address, folder / "root", pid)
+        yield Host(name, address, home, pid)
     finally:
         process.kill()  # and with it, all processes of the host
         process.wait()
 
 
 def _first_process(process: "subprocess.Popen[bytes]") -> int:
+    """Return the first process of the host's own namespaces, once it is there."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not (found := children.read_text().split()):
+    here = Path("/proc/self/ns/pid").readlink()
+    while process.poll() is None:
+        for child in children.read_text().split():
+            if Path(f"/proc/{child}/ns/pid").readlink() != here:
+                return int(child)
         time.sleep(0.01)
-    while Path(f"/proc/{found[0]}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
-        time.sleep(0.01)
-    return int(found[0])
+    raise RuntimeError(f"no host: unshare ended with {process.returncode}")
 
 
 def _ip(*arguments: str) -> None:
@@ -181,7 +209,9 @@ class Laptop:
         )
         self.python("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist",
                     folder / "source")  # fmt: skip
-        self.file.write_text(yaml.safe_dump(cluster(hosts, self.home / "key", cpus, head_cpus)))
+        self.file.write_text(
+            yaml.safe_dump(cluster_file(hosts, self.home / "key", cpus, head_cpus))
+        )
 
     def python(self, *arguments: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run Python there."""
@@ -197,10 +227,24 @@ class Laptop:
         """Run `ray` there."""
         return self.python("-m", "ray.scripts.scripts", *arguments)
 
-    def wait(self) -> None:
-        """Wait until all hosts have joined the cluster."""
-        hosts = str(1 + len(self.workers))
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """`ray up`, wait until all hosts have joined, and `ray down` in the end."""
+        self.ray("up", "--yes", "--no-config-cache", self.file)
+        try:
+            self._await_hosts()
+            yield
+        finally:
+            self.ray("down", "--yes", self.file)
+            for left in Path("/tmp/ray").glob(f"cluster-{_NAME}.*"):
+                left.unlink()
+
+    def _await_hosts(self) -> None:
+        hosts, end = str(1 + len(self.workers)), time.monotonic() + _PATIENCE_S
         while self.head.run(f'RAY_AUTH_MODE=token python -c "{_LIVE}"').stdout.strip() != hosts:
+            if time.monotonic() > end:
+                monitor = "tail -n 50 /tmp/ray/session_latest/logs/monitor.out"
+                raise RuntimeError(f"not all hosts joined: {self.head.run(monitor).stdout}")
             time.sleep(1)
 
     @contextmanager
@@ -214,11 +258,13 @@ class Laptop:
         for option in options:
             command += ["-o", option]
         with subprocess.Popen([*command, f"root@{self.head.address}"]) as process:
-            while not _answers(port):
-                assert process.poll() is None, f"{self.head.name}: no way in by SSH"
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-            process.terminate()
+            try:
+                while not _answers(port):
+                    assert process.poll() is None, f"{self.head.name}: no way in by SSH"
+                    time.sleep(0.1)
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                process.terminate()
 
 
 def _answers(port: int) -> bool:
@@ -229,18 +275,20 @@ def _answers(port: int) -> bool:
     return True
 
 
-def cluster(hosts: list[Host], key: Path, cpus: int, head_cpus: int) -> dict[str, Any]:
+def cluster_file(hosts: list[Host], key: Path, cpus: int, head_cpus: int) -> dict[str, Any]:
     """Return deploy/clusters/local.yaml for these hosts."""
     text = (CHECKOUT / "deploy" / "clusters" / "local.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(text)
-    config["cluster_name"] = f"btray-{os.getpid()}"
+    config["cluster_name"] = _NAME
     config["provider"] |= {
         "head_ip": hosts[0].address,
         "worker_ips": [host.address for host in hosts[1:]],
     }
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
+    python = getattr(sys, "_base_executable", sys.executable)
     config["setup_commands"] = [
-        _install(line) if "pip install" in line else line for line in config["setup_commands"]
+        _install(line) if "pip install" in line else line.replace("python3 -m", f"{python} -m")
+        for line in config["setup_commands"]
     ]
     head, worker = config["head_start_ray_commands"], config["worker_start_ray_commands"]
     head[-1] = head[-1].replace("--num-cpus=0", f"--num-cpus={head_cpus}")
@@ -255,6 +303,7 @@ def _install(command: str) -> str:
     lines = [
         "~/btray/bin/pip install --quiet --no-index --no-deps --find-links ~/wheels btray",
         f"echo {here} > $(ls -d ~/btray/lib/python*/site-packages)/here.pth",
-        f"printf '%s' '{_RAY}' > ~/btray/bin/ray && chmod +x ~/btray/bin/ray",
+        "head -n 1 ~/btray/bin/pip > ~/btray/bin/ray",
+        f"printf '%s' '{_RAY}' >> ~/btray/bin/ray && chmod +x ~/btray/bin/ray",
     ]
     return " && ".join(lines)

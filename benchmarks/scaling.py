@@ -12,8 +12,9 @@ Of a step of `two`, in milliseconds:
   compute    the optimiser step of one worker on tensors that lie ready
   data       what batches, their augmentation and the rest of the loop add to it (`one`)
   machine    what a second run beside it adds (`apart`): shared caches and memory, the head
-  all_reduce averaging that many gradients between the hosts by gloo, and nothing else
-  idle       what remains: waiting for the slower worker
+  together   what remains: averaging the gradients as far as it is not hidden behind computing, and
+             waiting for the slower worker
+  all_reduce averaging that many gradients between the hosts by gloo alone, for comparison
 """
 
 import argparse
@@ -63,9 +64,7 @@ def main() -> None:
             btray("data", "phantom", work / f"data-{copies}", "--images", images)
         with rack(work / "rack", ("head", "one", "two")) as hosts:
             laptop = Laptop(work / "rack", hosts, cpus=1, head_cpus=1)
-            laptop.ray("up", "--yes", "--no-config-cache", laptop.file)
-            laptop.wait()
-            with laptop.dashboard() as url:
+            with laptop.cluster(), laptop.dashboard() as url:
                 for model in options.models:
                     rounds = [
                         measure(model, work, laptop, url, number)
@@ -73,7 +72,6 @@ def main() -> None:
                     ]
                     medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
                     figures |= {f"{model}_{key}": value for key, value in medians.items()}
-            laptop.ray("down", "--yes", laptop.file)
     report(figures, options.models)
 
 
@@ -99,8 +97,8 @@ def measure(model: str, work: Path, laptop: Laptop, url: str, number: int) -> di
         "compute_ms": 1000 * steps["compute"],
         "data_ms": 1000 * (steps["one"] - steps["compute"]),
         "machine_ms": 1000 * (steps["apart"] - steps["one"]),
+        "together_ms": 1000 * (steps["two"] - steps["apart"]),
         "all_reduce_ms": 1000 * reduced,
-        "idle_ms": 1000 * (steps["two"] - steps["apart"] - reduced),
         "step_ms": 1000 * steps["two"],
     }
     print(f"# {model}: {json.dumps(figures)}", file=sys.stderr)
@@ -108,7 +106,7 @@ def measure(model: str, work: Path, laptop: Laptop, url: str, number: int) -> di
 
 
 def run(laptop: Laptop, url: str, model: str, work: Path, name: str, workers: int) -> float:
-    """Return a run's images a second, from its second epoch on."""
+    """Return a run's images a second, the first epoch and the last left out."""
     settings = {
         "data.dataset": work / f"data-{workers}",
         "data.batch_size": BATCH * workers,
@@ -118,19 +116,20 @@ def run(laptop: Laptop, url: str, model: str, work: Path, name: str, workers: in
         "model.name": model,
         "train.workers": workers,
         "train.cpus_per_worker": 1,
-        "train.epochs": 4,
+        "train.epochs": 6,
+        "train.patience": 0,
     }
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     laptop.python("-m", "btray", "submit", "--address", url, "train", *options)
     history = json.loads((work / "runs" / name / "history.json").read_text())
-    return statistics.median(row["images_per_second"] for row in history[1:])
+    return statistics.median(row["images_per_second"] for row in history[1:-1])
 
 
 def compute(model: str, host: Host) -> float:
     """Return images a second of the optimiser step alone, one thread, on a host."""
     script = CHECKOUT / "benchmarks" / "train_throughput.py"
     asked = f"--only {model} limit kept half"
-    return float(host.run(f"{sys.executable} {script} {model} {asked}").stdout)
+    return float(host.run(f"python {script} {model} {asked}").stdout)
 
 
 def all_reduce(model: str, hosts: list[Host]) -> float:
@@ -141,7 +140,7 @@ def all_reduce(model: str, hosts: list[Host]) -> float:
     where = f"{hosts[0].address} {numbers}"
 
     def side(rank: int) -> float:
-        own = f"GLOO_SOCKET_IFNAME=eth0 {sys.executable} - {rank} {where}"
+        own = f"GLOO_SOCKET_IFNAME=eth0 python - {rank} {where}"
         return float(hosts[rank].run(f"{own} <<'END'\n{ALL_REDUCE}\nEND").stdout)
 
     with ThreadPoolExecutor() as pool:

@@ -21,7 +21,7 @@ import ray
 from btray.cluster import connect
 
 COMMAND = ("data", "--help")
-FIRST = "Usage:"
+FIRST = "Runtime env is setting up"
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from opentelemetry import trace
 
 from btray.core.answers import answer_row
 from btray.errors import UserError
@@ -22,12 +21,11 @@ from btray.serve.front import Front
 from btray.serve.log import event
 from btray.serve.models import Model, Models, Source
 from btray.serve.monitor import Monitor
+from btray.serve.tracing import span
 from btray.serve.v2 import InferRequest, InferResponse, respond
 
 _EXPLANATIONS: Final = 8
 """Explanations that may wait or be computed in a replica."""
-
-_tracer = trace.get_tracer("btray")
 
 Image = bytes | NDArray[np.uint8]
 """Encoded, or a prepared square [size, size]."""
@@ -180,10 +178,7 @@ class Service:
         self._check(images)
         self.waiting += len(images)
         try:
-            with _tracer.start_as_current_span("classify") as span:
-                span.set_attributes(
-                    {"model": model.name, "version": source.version, "images": len(images)}
-                )
+            with span("classify", model=model.name, version=source.version, images=len(images)):
                 async with self.models.lease(source, deadline) as batcher:
                     answers = await self._ask(batcher, images, deadline)
         finally:

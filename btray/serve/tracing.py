@@ -6,7 +6,11 @@ and btray one for what it does with the images. No image, file name or key is in
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
 
 from btray.errors import UserError
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _RATIO: Final = "OTEL_TRACES_SAMPLER_ARG"
+_tracer = trace.get_tracer("btray")
 
 
 def tracing_config() -> dict[str, Any] | None:
@@ -29,10 +34,9 @@ def tracing_config() -> dict[str, Any] | None:
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
-    packages = ("opentelemetry.exporter", "opentelemetry.exporter.otlp")
-    if not all(importlib.util.find_spec(name) for name in packages):
+    if not _installed():
         raise UserError(f"{_ENDPOINTS[1]}: traces need `pip install 'btray[traces]'`")
-    share = os.environ.get(_RATIO, "1")
+    share = os.environ.get(_RATIO) or "1"
     try:
         ratio = float(share)
     except ValueError:
@@ -44,6 +48,25 @@ def tracing_config() -> dict[str, Any] | None:
         "exporter_import_path": "btray.serve.tracing:exporter",
         "sampling_ratio": ratio,
     }
+
+
+def _installed() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # what it would be in is not there either
+        return False
+
+
+@contextmanager
+def span(name: str, **attributes: str | int) -> Iterator[None]:
+    """Open a span below the request's, if that is traced."""
+    if not trace.get_current_span().is_recording():
+        yield
+        return
+    with _tracer.start_as_current_span(
+        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ):
+        yield
 
 
 def exporter() -> "list[SpanProcessor]":

@@ -1,7 +1,6 @@
 """The network interface over which training processes of several hosts talk."""
 
 import os
-import socket
 from typing import Any
 
 import psutil
@@ -20,7 +19,7 @@ def use_node_interface() -> None:
     """
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
-        if any(one.family == socket.AF_INET and one.address == address for one in addresses):
+        if any(one.address.partition("%")[0] == address for one in addresses):
             os.environ.setdefault(_VARIABLE, name)
 
 

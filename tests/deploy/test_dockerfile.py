@@ -54,11 +54,11 @@ def test_its_steps_make_an_environment_that_works(tmp_path):
     PyTorch's own index of CPU builds is left out, as it may not be reachable; the default one
     has the same versions.
     """
-    done = subprocess.run(
-        ["bash", "-euxc", script(tmp_path, "build", "cpu-environment")],
-        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True,
-    )  # fmt: skip
     try:
+        done = subprocess.run(
+            ["bash", "-euxc", script(tmp_path, "build", "cpu-environment")],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         command = tmp_path / "opt" / "btray" / "bin" / "btray"
         said = subprocess.run([command, "--version"], cwd="/", capture_output=True, text=True)
@@ -71,21 +71,26 @@ def test_its_steps_make_an_environment_that_works(tmp_path):
         shutil.rmtree(tmp_path)  # gigabytes
 
 
-def clean_environment():
-    kept = ("HOME", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_CONSTRAINT")
-    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
-    found = {name: os.environ[name] for name in (*kept, *proxies) if name in os.environ}
-    return found | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def environment():
+    """What pip is told here, and a Python that it may start from."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return own | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def script(root, *stages):
     """Return the stages' steps as a script that works below a folder and not at the top."""
+
+    def below(text):
+        return re.sub(r"(?<![\w.~/])/(source|wheels|opt)\b", rf"{root}/\1", text)
+
     lines = []
     for name in stages:
         for step in re.sub(r"\\\n", " ", stage(name)).splitlines():
             what, _, rest = step.partition(" ")
+            rest = below(rest)
             if what == "RUN":
-                lines.append(rest.replace("--index-url https://download.pytorch.org/whl/cpu", ""))
+                plain = rest.replace("--index-url https://download.pytorch.org/whl/cpu", "")
+                lines.append(f"( {plain} )")  # or else -e would not see a failure before &&
             elif what == "WORKDIR":
                 lines += [f"mkdir -p {rest}", f"cd {rest}"]
             elif what == "ENV":
@@ -96,5 +101,4 @@ def script(root, *stages):
                 lines += [f"cp -r {CHECKOUT / source} {target}" for source in sources]
             else:
                 assert not what or what.startswith("#"), step
-    text = "\n".join(lines)
-    return re.sub(r"(?<![\w.~/])/(source|wheels|opt)\b", rf"{root}/\1", text)
+    return "\n".join(lines)

@@ -159,25 +159,40 @@ def expected(server, image):
 def test_a_request_is_traced_below_its_callers_span(server, image):
     caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
-    def spans():
-        sent = server.collector.spans
-        return {span.name: span for span in sent if span.trace_id.hex() == caller[0]}
-
     def traced():
-        """Ask again: Ray's own proxy, which is there until a replica is, drops the parent."""
+        """Return a span of btray's and the one around it, once both have come.
+
+        Ask again until then: Ray's own proxy, which is there until a replica is, drops the parent.
+        """
         server.ask("/v1/classify", image, traceparent=f"00-{'-'.join(caller)}-01")
-        return "classify" in spans() and len(spans()) >= 2
+        sent = [span for span in server.collector.spans if span.trace_id.hex() == caller[0]]
+        outer = {span.span_id: span for span in sent}
+        inner = [s for s in sent if s.name == "classify" and s.parent_span_id in outer]
+        return [(span, outer[span.parent_span_id]) for span in inner]
 
     server.until(traced, seconds=60)
-    own = spans()["classify"]
+    own, outer = traced()[0]
     told = {item.key: item.value for item in own.attributes}
     assert told["version"].string_value in {bundle.version for bundle in server.bundles}
     assert told["images"].int_value == 1
-    outer = {span.span_id: span for span in server.collector.spans}[own.parent_span_id]
     assert outer.name.startswith("replica_handle_request")
     assert outer.parent_span_id.hex() == caller[1]
     sent = b"".join(span.SerializeToString() for span in server.collector.spans)
     assert server.key.encode() not in sent
+
+
+def test_a_request_whose_caller_does_not_trace_is_not_traced(server, image):
+    calls = {"00": "1" * 32, "01": "2" * 32}
+
+    def traced():
+        for flags, trace in calls.items():
+            server.ask("/v1/classify", image, traceparent=f"00-{trace}-b7ad6b7169203331-{flags}")
+        return {span.trace_id.hex() for span in server.collector.spans} & set(calls.values())
+
+    server.until(traced, seconds=60)
+    assert traced() == {calls["01"]}
+    own = [span for span in server.collector.spans if span.name == "classify"]
+    assert all(span.parent_span_id for span in own)
 
 
 def credentials(server):

@@ -10,8 +10,13 @@ from btray.serve.tracing import exporter, tracing_config
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
-def test_nothing_is_traced_unless_a_collector_is_named(monkeypatch):
-    monkeypatch.delenv(ENDPOINT, raising=False)
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ENDPOINT, "OTEL_TRACES_SAMPLER_ARG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_nothing_is_traced_unless_a_collector_is_named():
     assert tracing_config() is None
 
 
