@@ -92,6 +92,7 @@ def places(laptop, run):
 
 def test_the_same_command_gives_the_same_numbers_on_two_hosts(laptop, submit, train, run_python):
     settings = {"train.epochs": 3, "train.workers": 3, "train.cpus_per_worker": 1}
+    settings |= {"data.batch_size": 24}
     on_hosts, hosts = train("hosts", **settings)
     done = submit(*on_hosts)
     said, _ = done.communicate()
@@ -145,7 +146,8 @@ def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, tra
     finally:
         lost.connect(up=True)  # the autoscaler finds it by SSH and starts Ray there again
     said.until("now 2 workers")
-    said.until("epoch ")
+    while float(said.until("macro-F1").split("macro-F1")[1].split()[0]) < 0.9:
+        pass  # it goes on learning
     _, alone, again = places(laptop, "elastic")
     assert (len(before), len(alone), len(again)) == (2, 1, 2)
     assert lost.address not in alone
@@ -154,7 +156,3 @@ def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, tra
     rows = [line.split() for line in said.all if line.startswith("epoch ")]
     epochs = [int(row[1].split("/")[0]) for row in rows]
     assert epochs == list(range(1, len(epochs) + 1))  # an epoch that was begun twice is told once
-    scores = [
-        float(line.split("macro-F1")[1].split()[0]) for line in said.all if "macro-F1" in line
-    ]
-    assert max(scores) >= 0.8
