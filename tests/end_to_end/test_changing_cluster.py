@@ -6,9 +6,11 @@ import threading
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from ray.train import TrainingFailedError
 
 from btray.config import resolve_config
-from btray.train.trainer import fit
+from btray.errors import UserError
+from btray.train.trainer import fit, resume
 
 pytestmark = pytest.mark.cluster
 
@@ -141,31 +143,83 @@ class Outage:
             self.timer.start()
 
 
-def test_an_outage_of_the_bucket_costs_no_checkpoint(cluster, phantom, train_options, tmp_path):
+@pytest.fixture
+def bucket(tmp_path):
+    """Start moto's server on a port; return it, and the run storage that is a bucket of it."""
     servers = []
 
     def start(port=0):
         servers.append(ThreadedMotoServer(ip_address="127.0.0.1", port=port))
         servers[-1].start()
+        host, port = servers[-1].get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="runs")
+        query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+        return servers[-1], f"'s3://runs/{tmp_path.name}{query}'"  # moto's memory is the process's
 
-    start()
-    host, port = servers[0].get_host_and_port()
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="runs")
-    query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    settings = {
-        "data.dataset": phantom,
-        "train.epochs": 40,
-        "run.storage": f"'s3://runs/here{query}'",
-    }
-    straight = {**settings, "run.storage": tmp_path / "runs"}
-    config, undisturbed = (
-        resolve_config({}, [part for part in train_options(**tree) if part != "--set"])
-        for tree in (settings, straight)
-    )
-    display = Outage(lambda: servers[0].stop(), lambda: start(port))
+    yield start
+    servers[-1].stop()
+
+
+@pytest.fixture
+def configs(phantom, train_options, tmp_path):
+    """The configuration of a run in a bucket, and that of the same run in a folder."""
+
+    def make(storage, **settings):
+        for place in (storage, tmp_path / "runs"):
+            tree = {"data.dataset": phantom, "run.storage": place, **settings}
+            yield resolve_config({}, [part for part in train_options(**tree) if part != "--set"])
+
+    return make
+
+
+def losses(run):
+    return [row["val_loss"] for row in run.history]
+
+
+def test_an_outage_of_the_bucket_costs_no_checkpoint(cluster, bucket, configs):
+    server, storage = bucket()
+    _, port = server.get_host_and_port()
+    config, undisturbed = configs(storage, **{"train.epochs": 40})
+    display = Outage(server.stop, lambda: bucket(port))
     run = fit(config, display)
     display.timer.join()
-    servers[-1].stop()
-    other = fit(undisturbed)
-    assert [row["val_loss"] for row in run.history] == [row["val_loss"] for row in other.history]
+    assert losses(run) == losses(fit(undisturbed))
+
+
+class Expiry:
+    """A display that has the credentials for a bucket expire in the second epoch."""
+
+    def __init__(self, server):
+        self.valid, self.run = True, None
+        answer = server.app
+        refusal = (
+            b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"
+        )
+
+        def app(environ, start_response):
+            if self.valid:
+                return answer(environ, start_response)
+            size = str(len(refusal))
+            headers = [("Content-Type", "application/xml"), ("Content-Length", size)]
+            start_response("400 Bad Request", headers)
+            return [refusal]
+
+        server.app = app
+
+    def show(self, update):
+        self.run = update.get("uri", self.run)
+        if update["kind"] == "step" and update["epoch"] == 1:
+            self.valid = False
+
+
+def test_credentials_that_expire_end_a_run_and_cost_no_checkpoint(cluster, bucket, configs):
+    server, storage = bucket()
+    settings = {"train.epochs": 4, "train.max_failures": 1}
+    config, undisturbed = configs(storage, **settings)
+    expiry = Expiry(server._server)
+    with pytest.raises((UserError, TrainingFailedError), match=r"cannot be (read|written)|(?i:expired)"):
+        fit(config, expiry)
+    expiry.valid = True
+    expiry.show = lambda update: None
+    assert losses(resume(expiry.run)) == losses(fit(undisturbed))
