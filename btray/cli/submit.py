@@ -87,8 +87,8 @@ def _follow(client: "JobSubmissionClient", job: str) -> int:
     from btray.jobs.submission import JobOutOfSightError, follow, why
 
     errors = Console(stderr=True, soft_wrap=True)
-    errors.print(f"job {job} on {client.get_address()}", style="dim", highlight=False)
     try:
+        errors.print(f"job {job} on {client.get_address()}", style="dim", highlight=False)
         code = follow(client, job, _write)
     except KeyboardInterrupt:
         return _interrupted(client, job, errors)
