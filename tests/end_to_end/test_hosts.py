@@ -152,4 +152,5 @@ def test_a_run_outlives_the_loss_of_a_host_and_takes_it_back(laptop, submit, tra
     assert lost.address not in alone
     rows = [line.split() for line in said.all if line.startswith("epoch ")]
     epochs = [int(row[1].split("/")[0]) for row in rows]
-    assert epochs == list(range(1, len(epochs) + 1))  # an epoch that was begun twice is told once
+    assert sorted(set(epochs)) == list(range(1, max(epochs) + 1))
+    assert len(epochs) - len(set(epochs)) <= 2  # a change costs no more than its last checkpoint
