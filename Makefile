@@ -5,10 +5,10 @@ DEMO := demo
 IMAGES ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-plain test-cluster lint bench docs proto clean
+.PHONY: help install demo test test-plain test-cluster test-end-to-end test-slow lint bench docs proto clean
 
 help:
-	@echo "make install | demo | test | lint | bench | docs | proto | clean"
+	@echo "make install | demo | test | test-slow | lint | bench | docs | proto | clean"
 
 install: .venv/installed
 
@@ -30,18 +30,25 @@ demo: install
 	  --set run.storage=$(DEMO)/runs) && \
 	$(BIN)/btray evaluate "$$bundle" $(DEMO)/dataset --split test --out $(DEMO)/report
 
-# Tests that start clusters wait a lot: the others run beside them.
+# Tests that use clusters wait a lot: the others run beside them.
 test: install
 	$(BIN)/coverage erase
-	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-plain test-cluster
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-cluster test-plain test-end-to-end
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 test-plain: install
-	$(BIN)/coverage run -m pytest -m "not cluster"
+	$(BIN)/coverage run -m pytest --durations=10 -m "not cluster and not slow"
 
 test-cluster: install
-	$(BIN)/coverage run -m pytest -m cluster
+	$(BIN)/coverage run -m pytest --durations=30 -m "cluster and not slow" --ignore=tests/end_to_end
+
+test-end-to-end: install
+	$(BIN)/coverage run -m pytest --durations=10 -m "cluster and not slow" tests/end_to_end
+
+# Hosts that go and come back, buckets that are away, a fresh installation: minutes each.
+test-slow: install
+	$(BIN)/python -m pytest --durations=0 -m slow
 
 lint: install
 	$(BIN)/ruff check .

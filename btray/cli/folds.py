@@ -51,6 +51,12 @@ def _report(done: "CrossValidation", errors: Console) -> None:
         markup=False,
         highlight=False,
     )
+    if doubts := done.scores["doubtful_labels"]:
+        errors.print(
+            f"labels that are probably wrong: {doubts}, to look at in doubtful_labels.png and .csv",
+            markup=False,
+            highlight=False,
+        )
     for bundle in done.bundles:
         typer.echo(bundle)
 

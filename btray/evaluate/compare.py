@@ -15,19 +15,8 @@ from btray.data.dataset import Dataset
 from btray.errors import UserError
 from btray.evaluate.evaluate import Evaluation
 from btray.evaluate.figures import draw_comparison, draw_images, encode
-from btray.evaluate.report import (
-    Cell,
-    Section,
-    Table,
-    between,
-    decimal,
-    inflated,
-    near,
-    page,
-    percent,
-    to_json,
-    write_files,
-)
+from btray.evaluate.report import inflated, page, to_json, write_files
+from btray.evaluate.sections import Cell, Section, Table, between, decimal, near, percent
 
 DIFFERING: Final = 16
 """Most rows shown that the models answer differently."""

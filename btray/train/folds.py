@@ -29,6 +29,7 @@ from btray.data.cache import cache_limit
 from btray.data.dataset import Dataset
 from btray.errors import UserError
 from btray.train.board import Update
+from btray.train.doubts import write_doubts
 from btray.train.failures import one_line
 from btray.train.inputs import open_folds, with_fold
 from btray.train.learner import VALIDATION
@@ -233,6 +234,7 @@ def _finish(dataset: Dataset, folder: RunFolder, folds: int) -> CrossValidation:
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pooled, sink)
     folder.write(ROWS, sink.getvalue().to_pybytes())
+    doubts = write_doubts(dataset, pooled, folder)
     per_fold = [
         {"fold": fold, "epoch": _epoch(run), **fold_scores(part, names)}
         for fold, (run, part) in enumerate(zip(runs, parts, strict=True))
@@ -245,6 +247,7 @@ def _finish(dataset: Dataset, folder: RunFolder, folds: int) -> CrossValidation:
         "per_fold": per_fold,
         **summary(per_fold),
         "out_of_fold": fold_scores(pooled, names),
+        "doubtful_labels": doubts,
     }
     folder.write(RESULT, (json.dumps(scores, indent=1, allow_nan=False) + "\n").encode())
     histories = [json.loads(files.read(files.join(run, "history.json"))) for run in runs]

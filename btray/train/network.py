@@ -1,13 +1,22 @@
-"""The network interface over which training processes of several hosts talk."""
+"""The process group of the training workers, each at its node's interface of the network."""
 
+import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import ray
-from ray.train.torch import TorchConfig
+from ray._common.network_utils import build_address
+from ray.exceptions import GetTimeoutError
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.util import TrainingFramework
 
 _VARIABLE = "GLOO_SOCKET_IFNAME"
+_LEAVING_S = 30.0
+"""Longest wait for all to leave, in seconds; the processes end anyhow."""
+_log = logging.getLogger("btray")
 
 
 def use_node_interface() -> None:
@@ -23,16 +32,63 @@ def use_node_interface() -> None:
             os.environ.setdefault(_VARIABLE, name)
 
 
-class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # a property returns it
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401
-        worker_group.execute(use_node_interface)
-        super().on_start(worker_group, backend_config)
+def _join(backend: str, rank: int, workers: int, url: str) -> None:
+    from ray.train.torch.config import _setup_torch_process_group
+
+    use_node_interface()
+    _setup_torch_process_group(backend, rank, workers, url)
 
 
-class HostsConfig(TorchConfig):
-    """Ray Train's process group, with every process at its node's interface."""
+def _leave(workers: int) -> None:
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=workers > 1)
+
+
+class _Group(Backend):
+    """As Ray Train's own for torch, without torch in the controller: two seconds of its start."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401
+        workers = len(worker_group)
+        url = f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank, _join, backend_config.backend, rank, workers, url
+                )
+                for rank in range(workers)
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401, ARG002
+        left = worker_group.execute_async(_leave, len(worker_group))
+        try:
+            ray.get(left, timeout=_LEAVING_S)
+        except GetTimeoutError:
+            _log.warning("workers did not leave the process group within %.0f s", _LEAVING_S)
+
+
+class GroupConfig(BackendConfig):
+    """What TorchTrainer takes for its `torch_config`: gloo on CPUs, NCCL on GPUs."""
+
+    backend: str | None = None
+    """Set by TorchTrainer."""
 
     @property
-    def backend_cls(self) -> type[_Backend]:
+    def backend_cls(self) -> type[_Group]:
         """What sets the group up."""
-        return _Backend
+        return _Group
+
+    @property
+    def train_func_context(self) -> Callable[[], Any]:
+        """What the training function runs in: on its own GPU."""
+        from ray.train.torch.config import TorchConfigContextManager
+
+        return TorchConfigContextManager
+
+    @property
+    def framework(self) -> TrainingFramework:
+        """What Ray calls it."""
+        return TrainingFramework.TORCH

@@ -1,32 +1,21 @@
 """How training workers learn that they must leave: a checkpoint first, at the very step.
 
 The command's SIGTERM reaches them over the board, the SIGTERM of a spot node's processes
-directly, and a node that Ray drains by Ray Train's own watcher.
+directly, and a node that Ray drains by Ray Train's own watcher (`btray.train.orders`). Ray Train's
+controller loads this module too, and needs no torch: two seconds of its start.
 """
 
 import signal
 import threading
-from enum import IntEnum
-from typing import Any
 
-import ray
-import torch
 from ray.train.v2._internal.execution.callback import WorkerCallback
-from ray.train.v2._internal.execution.context import get_train_context
 
 _terminated = threading.Event()
-_GPU_STEPS = 8
-"""Steps between two agreements where each one waits for the GPU."""
 
 
-class Order(IntEnum):
-    """What a worker is to do; of two, the greater one."""
-
-    GO_ON = 0
-    MOVE = 1
-    """The node or process of a worker is going: all go on elsewhere, from this step."""
-    STOP = 2
-    """The run is to end, and to be resumed by a person."""
+def terminated() -> bool:
+    """Say whether this process got SIGTERM."""
+    return _terminated.is_set()
 
 
 class TerminationCallback(WorkerCallback):
@@ -44,46 +33,3 @@ class TerminationCallback(WorkerCallback):
 def _take_note(number: int, _frame: object) -> None:
     _terminated.set()
     signal.signal(number, signal.SIG_DFL)
-
-
-class Orders:
-    """What this rank was told, and what all ranks agree on."""
-
-    def __init__(self, board: Any, rank: int, world_size: int, device: torch.device) -> None:  # noqa: ANN401
-        self.rank, self.world_size, self.device = rank, world_size, device
-        self._stop = threading.Event()
-        if rank == 0:
-            threading.Thread(target=self._listen, args=(board,), daemon=True).start()
-
-    def _listen(self, board: Any) -> None:  # noqa: ANN401
-        ray.get(board.stopped.remote())
-        self._stop.set()
-
-    def agreed(self, step: int) -> Order:
-        """Return the greatest order any rank was given; every rank asks after the same steps."""
-        if self.device.type == "cuda" and step % _GPU_STEPS:
-            return Order.GO_ON
-        return self.agreed_now()
-
-    def agreed_now(self) -> Order:
-        """Return the same whatever the step."""
-        mine = self._mine()
-        if self.world_size == 1:
-            return mine
-        greatest = torch.tensor(int(mine), device=self.device)
-        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX)
-        return Order(int(greatest))
-
-    def _mine(self) -> Order:
-        if self._stop.is_set():
-            return Order.STOP
-        moving = _terminated.is_set() or _preemption() is not None
-        return Order.MOVE if moving else Order.GO_ON
-
-
-def _preemption() -> Any:  # noqa: ANN401 - Ray's PreemptionInfo, or None
-    """Read what Ray's watcher left in this process.
-
-    The public `ray.train.get_preemption_info` is a barrier over an actor: too dear every step.
-    """
-    return get_train_context().preemption_context.preemption_info

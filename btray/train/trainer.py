@@ -48,7 +48,7 @@ from btray.train.checkpoints import RECORD, RecordKeeper, mend_record
 from btray.train.entry import train_worker
 from btray.train.inputs import open_training_data
 from btray.train.learner import SCORE, VALIDATION
-from btray.train.network import HostsConfig
+from btray.train.network import GroupConfig
 from btray.train.plan import Placement, Shortage, place, wanted
 from btray.train.progress import Display, News, follow
 from btray.train.stopping import TerminationCallback
@@ -281,7 +281,7 @@ def _train(
             return TorchTrainer(
                 train_worker,
                 train_loop_config=settings,
-                torch_config=HostsConfig(),
+                torch_config=GroupConfig(),  # type: ignore[arg-type]  # loads no torch
                 scaling_config=placement.scaling(),
                 run_config=_run_config(config, folder),
             ).fit()

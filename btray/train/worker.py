@@ -20,7 +20,7 @@ from btray.data.decoding import Blocks
 from btray.train.board import Update
 from btray.train.checkpoints import upload
 from btray.train.learner import SCORE, Diverged, Learner, Rank
-from btray.train.stopping import Order, Orders
+from btray.train.orders import Order, Orders
 
 _WITHIN: Final = -1e30
 """Score of a checkpoint made within an epoch: below all others."""

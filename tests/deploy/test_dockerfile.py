@@ -47,6 +47,7 @@ def test_everything_is_pinned():
     assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-", TEXT, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_its_steps_make_an_environment_that_works(tmp_path):
     """Without a container engine: the same commands, in folders of the test's own.

@@ -12,7 +12,7 @@ from btray.config import resolve_config
 from btray.errors import UserError
 from btray.train.trainer import fit, resume
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 COMING_AND_GOING = """

@@ -15,6 +15,7 @@ from btray.data.sources.phantom_source import PhantomSource
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.slow,
     pytest.mark.skipif(why_not() is not None, reason=f"hosts: {why_not()}"),
     pytest.mark.timeout(1800),
 ]

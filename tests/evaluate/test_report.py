@@ -14,14 +14,8 @@ from btray.evaluate import report
 from btray.evaluate.evaluate import ABOUT, Evaluation
 from btray.evaluate.figures import draw_mistakes
 from btray.evaluate.numbers import assess
-from btray.evaluate.report import (
-    SUBGROUPS,
-    between,
-    build,
-    decimal,
-    inflated,
-    write_report,
-)
+from btray.evaluate.report import inflated, write_report
+from btray.evaluate.sections import SUBGROUPS, between, build, decimal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
