@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from btray.core.doubts import doubtful_labels
 from btray.core.images import decode
+from btray.data.audit.label_errors import find_label_errors
 from btray.data.dataset import Dataset
 from btray.train.storage import RunFolder
 
@@ -36,16 +36,17 @@ def write_doubts(dataset: Dataset, answers: pa.Table, folder: RunFolder) -> int:
 
 
 def _doubts(answers: pa.Table, class_names: tuple[str, ...]) -> pa.Table:
-    labels = np.array([class_names.index(label) for label in answers["label"].to_pylist()])
+    labels = answers["label"].to_pylist()
     probabilities = np.array(answers["probabilities"].to_pylist())
-    rows, instead = doubtful_labels(labels, probabilities)
-    other = pa.array([class_names[number] for number in instead], pa.string())
+    errors = find_label_errors(probabilities, labels, class_names)
     return (
         answers.select(["sha256", "fold", "label"])
-        .take(pa.array(rows))
-        .append_column("instead", other)
-        .append_column("probability", pa.array(probabilities[rows, labels[rows]]))
-        .append_column("probability_instead", pa.array(probabilities[rows, instead]))
+        .take(pa.array([error.row for error in errors], pa.int64()))
+        .append_column("suggested", pa.array([error.suggested for error in errors], pa.string()))
+        .append_column("probability", pa.array([error.given for error in errors], pa.float64()))
+        .append_column(
+            "probability_suggested", pa.array([error.confidence for error in errors], pa.float64())
+        )
     )
 
 
@@ -55,7 +56,7 @@ def _draw(dataset: Dataset, doubts: pa.Table) -> bytes:
     rows = doubts.to_pylist()
     images = dataset.images("sha256", [row["sha256"] for row in rows])
     tiles = [
-        (f"{row['label']}?\n{row['instead']}: {row['sha256'][:8]}", decode(images[row["sha256"]]))
+        (f"{row['label']}?\n{row['suggested']}: {row['sha256'][:8]}", decode(images[row["sha256"]]))
         for row in rows
     ]
     return draw_sheet([tiles[at : at + _ACROSS] for at in range(0, len(tiles), _ACROSS)])

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from btray.cli import app
 from btray.core.predictor import Predictor
 from btray.serve.proto import classifier_pb2, classifier_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -35,12 +36,6 @@ def run(*arguments):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     return done.stdout
-
-
-def free_port():
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return tried.getsockname()[1]
 
 
 class Collector(ThreadingHTTPServer):

@@ -13,16 +13,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from btray.errors import UserError
 from btray.serve import dataplane
@@ -35,35 +30,13 @@ from btray.serve.dataplane import (
 )
 from btray.serve.front import FRONT_HEADER
 from btray.serve.haproxy_edit import MARK, Edit, edit
+from tests.ports import free_port
+from tests.serve.certificates import certificate
 
 HAPROXY, WHY_NOT = find_haproxy()
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason=WHY_NOT)
 LIMITS = PlaneLimits(header_s=1, body_bytes=4096, idle_s=20)
 HEALTHZ = "/ray.serve.RayServeAPIService/Healthz"
-
-
-def certificate(folder, start=-1, end=1, password=None):
-    """A self-signed certificate for 127.0.0.1, valid between two days from now."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now + timedelta(days=start))
-        .not_valid_after(now + timedelta(days=end))
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    hide = (
-        serialization.BestAvailableEncryption(password)
-        if password
-        else serialization.NoEncryption()
-    )
-    form = serialization.PrivateFormat.PKCS8
-    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, hide))
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +112,6 @@ class Generic(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(lambda *_: b"\x0a\x07success")
         metadata = json.dumps([list(pair) for pair in details.invocation_metadata]).encode()
         return grpc.unary_unary_rpc_method_handler(lambda *_: metadata)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @dataclass

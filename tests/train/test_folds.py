@@ -169,9 +169,9 @@ def test_the_answers_of_all_folds_are_pooled_in_their_stored_order(make_config, 
     for doubt in doubts:
         row = by_image[doubt["sha256"]]
         shares = dict(zip(names, row["probabilities"], strict=True))
-        assert doubt["label"] == row["label"] != doubt["instead"]
+        assert doubt["label"] == row["label"] != doubt["suggested"]
         assert doubt["probability"] == shares[doubt["label"]]
-        assert doubt["probability_instead"] == shares[doubt["instead"]]
+        assert doubt["probability_suggested"] == shares[doubt["suggested"]]
     with Image.open(folder.local / "doubtful_labels.png") as sheet:
         assert sheet.width > sheet.height
 
