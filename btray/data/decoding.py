@@ -45,15 +45,18 @@ def decoded(
     image: ImageConfig,
     processes: int,
     node_labels: Mapping[str, str] | None = None,
+    blocks: int = 1,
 ) -> ray.data.Dataset:
     """Return a lazy Ray data set of some splits' decoded rows, in stored order.
 
     Columns: `square` (size x size bytes), `label`, `split` and `sha256` (text). To be made
-    and consumed inside `readable`. Only nodes with all of `node_labels` read and decode.
+    and consumed inside `readable`. Only nodes with all of `node_labels` read and decode. There are
+    at least so many `blocks`, for what is done with them.
     """
     # Said of every step, so that Ray Data makes one task of them.
     where: dict[str, Any] = {"label_selector": dict(node_labels)} if node_labels else {}
     blocks = max(
+        blocks,
         min(tasks(dataset), processes * _TASKS_PER_PROCESS),
         dataset.manifest.rows * image.size**2 // _BYTES_PER_TASK,
     )

@@ -19,12 +19,16 @@ from btray.core.fitting import group_numbers
 from btray.core.metrics import Scores, evaluate_probabilities, roc_points
 from btray.core.predictor import Predictor
 from btray.data.dataset import Dataset
-from btray.data.decoding import check_rows, decoded, pixels, readable, tasks
+from btray.data.decoding import check_rows, decoded, pixels, readable
 from btray.data.folds import IN_FOLDS
 from btray.errors import UserError
 
 BATCH: Final = 64
 """Images in one forward pass."""
+_ROWS_PER_PROCESS: Final = 128
+"""At least: a further process loads torch first, some seconds."""
+_TASKS_PER_PROCESS: Final = 4
+"""For balance: a split's rows lie anywhere."""
 
 ABOUT: Final = (
     "sha256",
@@ -146,13 +150,15 @@ def _check(bundle: Bundle, dataset: Dataset, split: str) -> None:
 def _scored(bundle: Bundle, dataset: Dataset, split: str, features: bool) -> Iterator[pa.Table]:
     """Yield tables of what `score` returns, in stored order."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    cores = min(cluster.usable_cores(), tasks(dataset))
-    rows = decoded(dataset, (split,), bundle.card.image, cores).map_batches(
+    most = max(1, dataset.count(split) // _ROWS_PER_PROCESS)
+    cores = min(cluster.usable_cores(), most)
+    blocks = cores * _TASKS_PER_PROCESS if cores > 1 else 1
+    rows = decoded(dataset, (split,), bundle.card.image, cores, blocks=blocks).map_batches(
         score,  # type: ignore[arg-type]  # a batch is an Arrow table here
         batch_size=BATCH,
         batch_format="pyarrow",
         fn_kwargs={"bundle": bundle, "features": features},
-        compute=TaskPoolStrategy(size=min(gpus, tasks(dataset)) if gpus else cores),
+        compute=TaskPoolStrategy(size=min(gpus, most) if gpus else cores),
         num_gpus=1 if gpus else 0,
     )
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")

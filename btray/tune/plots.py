@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from btray.core.pages import NOTICE
+from btray.tune.dimension import Dimension
 from btray.tune.outcome import LOWER_IS_BETTER, Importance, Outcome, Trial
-from btray.tune.space import Dimension, Space
+from btray.tune.space import Space
 
 LABELS: Final = {
     "macro_f1": "validation macro-F1",

@@ -15,8 +15,9 @@ from ray.tune.schedulers import (
 )
 
 from btray.errors import UserError
+from btray.tune.dimension import Dimension
 from btray.tune.settings import SweepConfig, TuneConfig
-from btray.tune.space import Dimension, Space
+from btray.tune.space import Space
 from btray.tune.trial import BEST, EPOCHS, POINT
 
 PERTURBED: Final = (

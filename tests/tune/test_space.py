@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from btray.config import Config, parse_yaml, resolve_config
 from btray.errors import UserError
-from btray.tune.space import GRID_LIMIT, Dimension, Space, merged
+from btray.tune.dimension import Dimension
+from btray.tune.space import GRID_LIMIT, Space, merged
 
 BASE = Config()
 FULL = """
