@@ -33,7 +33,7 @@ demo: install
 # Tests that use clusters wait a lot: the others run beside them.
 test: install
 	$(BIN)/coverage erase
-	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-cluster test-plain test-end-to-end
+	$(MAKE) --keep-going --jobs=2 --output-sync=target --no-print-directory test-cluster test-plain test-end-to-end
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -5,16 +5,17 @@ Usage: python benchmarks/elastic.py [--images 1000] [--epochs 80] [--seeds 3]  (
 deploy/clusters/local.yaml is brought up on a head and two hosts of a network of their own.
 `btray submit … train` with one to two workers runs there; at its fifth epoch the network of a host
 that trains is cut, and restored once the run goes on with the other one. Then the undisturbed
-runs: the same settings, two workers on this machine, one run a seed (the first is the same as of
-the disturbed run). Scores are of validation in the last epoch.
+runs: the same settings but for the CPUs counted for a worker, two workers on this machine, one run
+a seed (the first is the disturbed run's). Scores are of validation in the last epoch.
 """
 
 import argparse
 import json
+import queue
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from pathlib import Path
 
 from hosts import Laptop, rack
@@ -74,23 +75,32 @@ def disturbed(laptop: Laptop, url: str, command: list[object]) -> dict[str, floa
     """Submit a run, take a host away, give it back; return the epochs these came in."""
     submit = [sys.executable, "-m", "btray", "submit", "--address", url, *map(str, command)]
     said: list[str] = []
+    lines: queue.Queue[str] = queue.Queue()
     with subprocess.Popen(
         submit, cwd=laptop.home, env=laptop.environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
+
+        def listen() -> None:
+            for line in process.stdout or ():
+                lines.put(line)
+            lines.put("")
 
         def until(part: str) -> float:
-            end = time.monotonic() + PATIENCE_S
-            for line in process.stdout or ():
-                said.append(line)
-                if part in line:
-                    epochs = [one for one in said if one.startswith("epoch ")]
-                    return float(epochs[-1].split()[1].split("/")[0]) if epochs else 0.0
-                if time.monotonic() > end:
-                    break
-            sys.exit(f"{part!r} was not said: {''.join(said)}")
+            """Wait for a line; return the last epoch that was done by then."""
+            while not said or part not in said[-1]:
+                try:
+                    said.append(lines.get(timeout=PATIENCE_S))
+                except queue.Empty:
+                    said.append("")
+                if not said[-1]:
+                    process.kill()
+                    sys.exit(f"{part!r} was not said: {''.join(said)}")
+            done = [line for line in said if line.startswith("epoch ")]
+            said.append("\n")  # the next wait is for another line
+            return float(done[-1].split()[1].split("/")[0]) if done else 0.0
 
+        threading.Thread(target=listen, daemon=True).start()
         until("epoch   5/")
         lost = laptop.workers[0]  # both hosts train
         lost.connect(up=False)
@@ -100,7 +110,7 @@ def disturbed(laptop: Laptop, url: str, command: list[object]) -> dict[str, floa
         finally:
             lost.connect(up=True)
         figures["epoch_when_back"] = until("now 2 workers")
-        said += process.stdout
+        until("/bundle")
     if process.returncode:
         sys.exit("".join(said))
     epochs = [line.split()[1] for line in said if line.startswith("epoch ")]

@@ -150,7 +150,7 @@ def _check(bundle: Bundle, dataset: Dataset, split: str) -> None:
 def _scored(bundle: Bundle, dataset: Dataset, split: str, features: bool) -> Iterator[pa.Table]:
     """Yield tables of what `score` returns, in stored order."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    most = max(1, dataset.count(split) // _ROWS_PER_PROCESS)
+    most = most_processes(dataset, split)
     cores = min(cluster.usable_cores(), most)
     blocks = cores * _TASKS_PER_PROCESS if cores > 1 else 1
     rows = decoded(dataset, (split,), bundle.card.image, cores, blocks=blocks).map_batches(
@@ -162,6 +162,11 @@ def _scored(bundle: Bundle, dataset: Dataset, split: str, features: bool) -> Ite
         num_gpus=1 if gpus else 0,
     )
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def most_processes(dataset: Dataset, split: str) -> int:
+    """Return how many processes a split's rows are worth loading torch in."""
+    return max(1, dataset.count(split) // _ROWS_PER_PROCESS)
 
 
 _predictors: dict[str, Predictor] = {}

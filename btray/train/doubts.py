@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.csv
 
 from btray.core.images import decode
-from btray.data.audit.label_errors import find_label_errors
 from btray.data.dataset import Dataset
 from btray.train.storage import RunFolder
 
@@ -36,6 +35,8 @@ def write_doubts(dataset: Dataset, answers: pa.Table, folder: RunFolder) -> int:
 
 
 def _doubts(answers: pa.Table, class_names: tuple[str, ...]) -> pa.Table:
+    from btray.data.audit.label_errors import find_label_errors  # scikit-learn: a second
+
     labels = answers["label"].to_pylist()
     probabilities = np.array(answers["probabilities"].to_pylist())
     errors = find_label_errors(probabilities, labels, class_names)

@@ -303,5 +303,5 @@ def _circle(waiting: Mapping[str, Dimension]) -> list[str]:
 
 def close(word: str, known: Iterable[str], otherwise: str) -> str:
     """Ask for the nearest of the known words, or say something else."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
-    return f"did you mean {close[0]}?" if close else otherwise
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"did you mean {near[0]}?" if near else otherwise

@@ -12,7 +12,7 @@ from btray.config import resolve_config
 from btray.errors import UserError
 from btray.train.trainer import fit, resume
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.cluster
 
 
 COMING_AND_GOING = """
@@ -110,6 +110,7 @@ def attempts(news):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_waits_for_room_shrinks_moves_and_grows(run_python, phantom, tmp_path, train_options):
     settings = {"train.workers": "1..2", "train.cpus_per_worker": 2, "image.size": 96}

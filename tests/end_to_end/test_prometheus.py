@@ -31,7 +31,8 @@ class Prometheus:
     def __init__(self, folder: Path):
         config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
         config["global"] = dict.fromkeys(config["global"], "1s")
-        found = Path(ray.get_runtime_context().get_temp_dir())
+        # The session's own, not the link to the last one's: other clusters are up beside it.
+        found = Path(ray._private.worker.global_worker.node.get_session_dir_path())
         files = config["scrape_configs"][0]["file_sd_configs"][0]["files"]
         assert files == ["/tmp/ray/prom_metrics_service_discovery.json"]
         files[0] = str(found / Path(files[0]).name)

@@ -69,7 +69,8 @@ class Server:
                 if self.ask("/v2/health/ready")[0] == 200:
                     return
             except OSError:
-                time.sleep(0.2)
+                pass  # nobody listens yet
+            time.sleep(0.2)
         raise AssertionError(self.log.read_text())
 
 

@@ -13,7 +13,7 @@ from btray.core.predictor import Predictor
 from btray.data.decoding import _decode_table
 from btray.errors import UserError
 from btray.evaluate import evaluate
-from btray.evaluate.evaluate import BATCH, evaluate_bundle, score
+from btray.evaluate.evaluate import BATCH, evaluate_bundle, most_processes, score
 from btray.evaluate.report import write_report
 
 
@@ -44,6 +44,15 @@ def reversed_bundle(bundle, folder):
         weights[name] = weights[name].flip(0).contiguous()
     names = bundle.card.class_names[::-1]
     return save_bundle(folder, weights, bundle.card.model_copy(update={"class_names": names}))
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1, 1), (127, 1), (256, 2), (984, 7)])
+def test_a_further_process_is_worth_some_hundred_rows(rows, most):
+    class Counted:
+        def count(self, split):
+            return rows if split == "test" else 0
+
+    assert most_processes(Counted(), "test") == most
 
 
 @pytest.mark.cluster

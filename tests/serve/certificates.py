@@ -9,7 +9,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(folder, start=-1, end=1, password=None):
-    """A self-signed certificate for 127.0.0.1, valid between two days from now."""
+    """A self-signed certificate for localhost, valid between two days from now."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     names = x509.SubjectAlternativeName([x509.DNSName("localhost")])

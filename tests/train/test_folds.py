@@ -4,11 +4,9 @@ import shutil
 from collections import Counter
 
 import numpy as np
-import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import ray
-from PIL import Image
 from safetensors.numpy import save
 
 from btray.config import TrainConfig, resolve_config
@@ -163,17 +161,7 @@ def test_the_answers_of_all_folds_are_pooled_in_their_stored_order(make_config, 
     assert done.scores["per_fold"][1]["accuracy"] == pytest.approx(right[sizes[0] :].mean())
     assert json.loads((folder.local / "folds.json").read_text()) == done.scores
     assert [fold["epoch"] for fold in done.scores["per_fold"]] == [7, 7]
-    doubts = pyarrow.csv.read_csv(folder.local / "doubtful_labels.csv").to_pylist()
-    assert len(doubts) == done.scores["doubtful_labels"] > 0
-    by_image = {row["sha256"]: row for row in rows}
-    for doubt in doubts:
-        row = by_image[doubt["sha256"]]
-        shares = dict(zip(names, row["probabilities"], strict=True))
-        assert doubt["label"] == row["label"] != doubt["suggested"]
-        assert doubt["probability"] == shares[doubt["label"]]
-        assert doubt["probability_suggested"] == shares[doubt["suggested"]]
-    with Image.open(folder.local / "doubtful_labels.png") as sheet:
-        assert sheet.width > sheet.height
+    assert done.scores["doubtful_labels"] > 0
 
 
 def test_answers_to_other_rows_are_never_pooled(make_config, folded):

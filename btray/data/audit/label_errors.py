@@ -74,7 +74,9 @@ def find_label_errors(
     `probabilities` [n, classes] are of models that did not see the images.
     """
     given = np.array([names.index(label) for label in labels])
-    own = np.array([probabilities[given == k, k].mean() for k in range(len(names))])
+    own = np.array(
+        [probabilities[given == k, k].mean() if k in given else np.inf for k in range(len(names))]
+    )
     confident = np.where(probabilities >= own, probabilities, -1.0)
     counted = confident.argmax(axis=1)
     counts = confident.max(axis=1) >= 0

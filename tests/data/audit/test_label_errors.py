@@ -17,6 +17,12 @@ def test_doubt_alone_is_no_error():
     assert not find_label_errors(probabilities, ["a"] * 10 + ["b"] * 10, ["a", "b"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_images_is_never_suggested():
+    probabilities = np.array([[0.1, 0.0, 0.9]] + [[0.9, 0.1, 0.0]] * 9 + [[0.1, 0.9, 0.0]] * 10)
+    assert not find_label_errors(probabilities, ["a"] * 10 + ["b"] * 10, ["a", "b", "c"])
+
+
 def pictures(labels, seed=0):
     """Bars across, bars down, or a block: with noise."""
     generator = np.random.default_rng(seed)
