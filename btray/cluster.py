@@ -36,13 +36,20 @@ def connect() -> None:
     if address != "local":
         _join(address)
         return
-    ray.init(
-        address="local",
-        num_cpus=local_cores() + DATA_CPUS,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    _init(address="local", num_cpus=local_cores() + DATA_CPUS, dashboard_host="127.0.0.1")
+
+
+def _init(**options: Any) -> None:  # noqa: ANN401 - what ray.init takes
+    """Start Ray or join it; what it has to say goes to the log and not, as it would, to stdout."""
+    # There with log_to_driver=False too: news of the cluster, such as a worker's end for want of
+    # memory. stdout is for a command's result.
+    ray._private.worker.print_to_stdstream = _log
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def _log(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:  # noqa: ARG001 - Ray's
+    for line in data["lines"]:
+        logging.getLogger("btray").warning("Ray: %s", line)
 
 
 def joined() -> bool:
@@ -53,7 +60,7 @@ def joined() -> bool:
 def _join(address: str) -> None:
     try:
         _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _init(address=address)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -2,9 +2,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import ray
+from ray._private.utils import publish_error_to_driver
 
 from btray import cluster
 
@@ -31,6 +33,17 @@ def test_an_address_where_nothing_listens_is_refused_at_once():
 def test_connecting_twice_joins_the_same_cluster(cluster_address):
     cluster.connect()
     assert ray.get_runtime_context().gcs_address == cluster_address
+
+
+@pytest.mark.cluster
+def test_news_of_the_cluster_go_to_the_log_and_not_to_stdout(cluster, capfd, caplog):
+    client = ray._private.worker.global_worker.gcs_client
+    publish_error_to_driver("worker_died", "a worker was ended for want of memory", client)
+    end = time.monotonic() + 60
+    while "want of memory" not in caplog.text:
+        assert time.monotonic() < end, "nothing was heard of it"
+        time.sleep(0.05)
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.cluster

@@ -36,7 +36,7 @@ from btray.train.learner import VALIDATION
 from btray.train.plan import place, spread
 from btray.train.progress import Display, follow
 from btray.train.storage import CONFIG, RunFolder
-from btray.train.trainer import Stopped, fit, open_board, resume, stopped_by_sigterm
+from btray.train.trainer import Stopped, fit, open_board, resume, run_log, stopped_by_sigterm
 
 MARK: Final = "cross_validation.json"
 """File of a run that is a cross-validation: how many folds, and a hash of their rows."""
@@ -126,7 +126,7 @@ def _run(
     slots, cpus = spread(config.train, folds)
     configs = {fold: _of_fold(config, folder, fold, slots, cpus) for fold in range(folds)}
     board = open_board(0)
-    with follow(board, display):
+    with run_log(folder), follow(board, display):
         failed = _train_all(configs, slots, board)
     if _STOPPED in failed.values():
         raise Stopped(folder.uri)

@@ -251,7 +251,7 @@ def _run(
 ) -> Run:
     placement = place(config.train)
     _tell(display, Update(kind="run", uri=folder.uri))
-    with _ray_log(folder):
+    with run_log(folder):
         board = board or open_board(placement.workers)
         settings = {
             "config": config,
@@ -400,7 +400,7 @@ def _provide_caches(dataset: Dataset, config: Config, board: Any) -> None:  # no
 
 
 @contextmanager
-def _ray_log(folder: RunFolder) -> Iterator[None]:
+def run_log(folder: RunFolder) -> Iterator[None]:
     """Keep the log of this run, news and failures, in `btray.log` of its folder."""
     with tempfile.TemporaryDirectory() as temporary:
         path = (folder.local or Path(temporary)) / "btray.log"

@@ -28,7 +28,9 @@ def answers_to(dataset, wrong=()):
         shares[row] = 0.02 - 0.002 * place
         shares[row, (labels[row] + 1) % len(names)] = 1 - shares[row, 0] * (len(names) - 1)
     folds = pa.array(np.arange(len(labels)) % 5, pa.int16())
-    return rows.append_column("fold", folds).append_column("probabilities", pa.array(shares.tolist()))
+    return rows.append_column("fold", folds).append_column(
+        "probabilities", pa.array(shares.tolist())
+    )
 
 
 def test_labels_that_are_probably_wrong_are_told_the_surest_first_and_drawn(folder, dataset_path):
