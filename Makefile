@@ -8,7 +8,10 @@ IMAGES ?= 2000
 .PHONY: help install demo test test-plain test-cluster test-end-to-end test-slow lint bench docs proto clean
 
 help:
-	@echo "make install | demo | test | test-slow | lint | bench | docs | proto | clean"
+	@echo "install    .venv with btray and all tools (gigabytes: torch, Ray)"
+	@echo "demo       a data set, a training and a report in demo/, in minutes"
+	@echo "lint test  what CI runs;  test-slow: tests that take minutes each"
+	@echo "bench      speed against peers;  docs: API pages;  proto: gRPC stubs;  clean"
 
 install: .venv/installed
 

@@ -128,8 +128,9 @@ class Dataset:
         try:
             text = files.read(files.join(uri, MANIFEST))
         except FileNotFoundError:
+            why = f"no {MANIFEST}" if files.exists(uri) else "nothing is there"
             raise UserError(
-                f"{uri}: no btray data set (no {MANIFEST}); make one with `btray data import`"
+                f"{uri}: no btray data set ({why}); make one with `btray data import`"
             ) from None
         return cls(uri, filesystem, path, _parse_manifest(uri, text))
 

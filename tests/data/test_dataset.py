@@ -30,8 +30,10 @@ def test_images_by_source(stored, tmp_path):
 
 
 def test_no_data_set(tmp_path):
-    with pytest.raises(UserError, match="no btray data set"):
+    with pytest.raises(UserError, match=r"no btray data set \(no manifest.json\)"):
         Dataset.open(str(tmp_path))
+    with pytest.raises(UserError, match=r"no btray data set \(nothing is there\)"):
+        Dataset.open(str(tmp_path / "mistyped"))
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff\xfe", b'{"schema_version": 1}'])
