@@ -101,16 +101,20 @@ def disturbed(laptop: Laptop, url: str, command: list[object]) -> dict[str, floa
             return float(done[-1].split()[1].split("/")[0]) if done else 0.0
 
         threading.Thread(target=listen, daemon=True).start()
-        until("epoch   5/")
-        lost = laptop.workers[0]  # both hosts train
-        lost.connect(up=False)
         try:
-            figures = {"epoch_when_lost": 5.0, "epoch_when_missed": until("now 1 workers")}
-            until("epoch ")
+            until("epoch   5/")
+            lost = laptop.workers[0]  # both hosts train
+            lost.connect(up=False)
+            try:
+                figures = {"epoch_when_lost": 5.0, "epoch_when_missed": until("now 1 workers")}
+                until("epoch ")
+            finally:
+                lost.connect(up=True)
+            figures["epoch_when_back"] = until("now 2 workers")
+            until("/bundle")
+            process.wait(PATIENCE_S)
         finally:
-            lost.connect(up=True)
-        figures["epoch_when_back"] = until("now 2 workers")
-        until("/bundle")
+            process.kill()
     if process.returncode:
         sys.exit("".join(said))
     epochs = [line.split()[1] for line in said if line.startswith("epoch ")]
