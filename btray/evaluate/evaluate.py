@@ -27,7 +27,7 @@ BATCH: Final = 64
 """Images in one forward pass."""
 _ROWS_PER_PROCESS: Final = 128
 """At least: a further process loads torch first, some seconds."""
-_TASKS_PER_PROCESS: Final = 4
+_TASKS_PER_PROCESS: Final = 8
 """For balance: a split's rows lie anywhere."""
 
 ABOUT: Final = (
