@@ -43,11 +43,12 @@ test: install
 test-plain: install
 	$(BIN)/coverage run -m pytest --durations=10 -m "not cluster and not slow"
 
-# One lane for all that starts Ray: of two clusters at once one has no agent that takes jobs.
+# One lane for all that starts Ray: of two at once one has no agent that takes jobs, and what Ray Train
+# leaves to look after a lost controller ends ("Found multiple active Ray instances").
 test-cluster: install
 	$(BIN)/coverage run -m pytest --durations=30 -m "cluster and not slow"
 
-# Hosts that go and come back, buckets that are away, a fresh installation: minutes each.
+# Hosts and nodes that go and come back, a fresh installation: minutes each.
 test-slow: install
 	$(BIN)/python -m pytest --durations=0 -m slow
 

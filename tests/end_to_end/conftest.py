@@ -1,10 +1,13 @@
 """The settings of a run that takes seconds, and processes of their own."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -43,3 +46,12 @@ def run_python():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def image():
+    """A PNG of noise that any bundle has an answer to."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -137,14 +137,6 @@ def server(make_bundle, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def image():
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
 def expected(server, image):
     """What `btray predict` answers."""
     (prediction,) = Predictor(server.bundles[0], "cpu").predict([image])

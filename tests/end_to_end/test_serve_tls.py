@@ -1,6 +1,5 @@
 """`btray serve` behind a certificate: the whole way of HTTP and gRPC, with keys."""
 
-import io
 import json
 import os
 import signal
@@ -12,9 +11,7 @@ import urllib.error
 import urllib.request
 
 import grpc
-import numpy as np
 import pytest
-from PIL import Image
 
 from btray.core.predictor import Predictor
 from btray.serve.dataplane import find_haproxy
@@ -83,14 +80,6 @@ def server(tiny_bundle, tmp_path_factory):
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(120)
-
-
-@pytest.fixture(scope="module")
-def image():
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_http_answers_behind_the_certificate_and_only_there(server, tiny_bundle, image):
