@@ -1,6 +1,7 @@
 """What any test may use: one shared Ray cluster, the real slices, seeded property tests."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_unasked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts Ray without the mark: two clusters take each other's agents."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and not request.node.get_closest_marker("cluster") and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("started Ray; give the test the fixture or the mark `cluster`")
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_phantom_is_a_data_set_split_by_patient(cluster, tmp_path):
     assert len(patients) == len({patient for patient, _ in patients})
 
 
-def test_strict_import_of_a_bad_file_is_the_users_mistake(images, tmp_path):
+def test_strict_import_of_a_bad_file_is_the_users_mistake(cluster, images, tmp_path):
     failed = run("import", images, tmp_path / "dataset", "--strict")
     assert isinstance(failed.exception, UserError)
     assert "1 file cannot be used" in str(failed.exception)
