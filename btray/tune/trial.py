@@ -1,5 +1,6 @@
 """One trial: the learner of `btray train` in the trial's own process, an epoch a step."""
 
+import json
 import pickle
 import time
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ KEPT: Final = "kept_score"
 """Metric by which checkpoints are kept: the epoch's, turned likewise; of equals that of lower
 loss counts more."""
 HISTORY: Final = "history"
-"""Metric, in the first result after a restart: every epoch so far."""
+"""Metric, in the first result after a restart: every epoch so far that the trial trained itself."""
 WORST: Final = {"loss": -1e3}
 """Score of a trial that diverged, by metric; else 0."""
 NEVER: Final = -1e30
@@ -37,6 +38,8 @@ NEVER: Final = -1e30
 _TIE: Final = 1e-9
 """What a unit of loss takes from KEPT: less than any two scores differ by."""
 _TIMINGS: Final = 20
+_SINCE: Final = "since.json"
+"""In a trial's checkpoint: the epochs of it that another trial had trained."""
 _HALF_WRITTEN: Final = (
     OSError,
     ValueError,
@@ -104,6 +107,8 @@ class LearnerTrial(tune.Trainable):
         if self.timed:
             self.measured["latency_ms"] = _latency(self.learner)
         self._point, self._own, self._first_step = config, False, 0.0
+        self._since = 0
+        """Epochs another trial had trained of what this one goes on from."""
 
     def step(self) -> dict[str, Any]:
         """Train and validate one epoch."""
@@ -125,7 +130,8 @@ class LearnerTrial(tune.Trainable):
     def _result(self, metrics: Mapping[str, float], finished: bool) -> dict[str, Any]:
         progress = self.learner.progress
         # What was learned after the sweep's last record, Ray Tune has not heard of.
-        history = {HISTORY: progress.history} if self._own else {}
+        mine = [row for row in progress.history if row["epoch"] >= self._since]
+        history = {HISTORY: mine} if self._own else {}
         self._own = False
         return {
             **metrics,
@@ -143,6 +149,7 @@ class LearnerTrial(tune.Trainable):
         folder = Path(checkpoint_dir)
         self.learner.save(folder)
         self.learner.save_answers(folder)
+        (folder / _SINCE).write_text(json.dumps(self._since))
 
     def restore(self, checkpoint_path: Any) -> None:  # noqa: ANN401 - Ray's
         """Go on from a checkpoint, or from the newest whole one when it is gone.
@@ -160,6 +167,8 @@ class LearnerTrial(tune.Trainable):
         self._iteration = self.learner.progress.next_epoch
         place = Path(getattr(checkpoint, "path", "")).parent.name
         self._own = place == f"trial-{self.trial_id}"
+        if not self._own:
+            self._since = self.learner.progress.next_epoch
 
     def _restore_newest(self, gone: tune.Checkpoint) -> None:
         self._build(self._point)
@@ -178,6 +187,8 @@ class LearnerTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:  # noqa: ANN401 - Ray's: here a path
         """Go on from a checkpoint, with this trial's own settings."""
         self.learner.restore(Path(checkpoint))
+        since = Path(checkpoint) / _SINCE
+        self._since = json.loads(since.read_text()) if since.exists() else 0
 
 
 @torch.no_grad()

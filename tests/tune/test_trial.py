@@ -80,6 +80,11 @@ def test_a_copy_of_another_trial_does_not_take_its_history(make_trial, tmp_path)
     copy = make_trial()
     copy.restore(at(tmp_path / "trial-other" / "checkpoint_000000"))
     assert HISTORY not in copy.train()
+    own = tmp_path / f"trial-{copy.trial_id}" / "checkpoint_000000"
+    own.mkdir(parents=True)
+    copy.save_checkpoint(str(own))
+    copy.restore(at(own))
+    assert [row["epoch"] for row in copy.train()[HISTORY]] == [1, 2]
 
 
 def test_after_the_last_epoch_there_is_nothing_to_train_but_all_to_export(make_trial, tmp_path):
