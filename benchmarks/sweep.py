@@ -97,7 +97,7 @@ def config_of(
         "seed": seed,
         "image": {"size": size},
         "data": {"dataset": str(work / data), "batch_size": 32},
-        "train": {"epochs": epochs, "patience": 0, "warmup_epochs": 0.5},
+        "train": {"epochs": epochs, "patience": 0, "warmup_epochs": 0.5, "ema": 0.95},
         "run": {"storage": str(work / "sweeps"), "name": name},
         "tracking": {"enabled": False},
         "tune": {"space": SPACE, **tune},
