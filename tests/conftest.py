@@ -54,10 +54,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_cluster_unasked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that starts Ray without the mark: two clusters take each other's agents."""
+
+    def has_started() -> bool:
+        return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+    before = has_started()
     yield
-    ray = sys.modules.get("ray")
-    if ray is not None and not request.node.get_closest_marker("cluster") and ray.is_initialized():
-        ray.shutdown()
+    if has_started() and not before and not request.node.get_closest_marker("cluster"):
+        sys.modules["ray"].shutdown()
         pytest.fail("started Ray; give the test the fixture or the mark `cluster`")
 
 
