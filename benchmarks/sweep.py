@@ -53,7 +53,7 @@ PROXY, PROXY_SPLITS = 3600, {"validation": 0.8, "test": 0.0667}
 SPLITS = {"validation": 0.65, "test": 0.05}
 """Much validation: the best of many scores of few rows is mostly luck, of which the search with
 the most epochs has the most."""
-EARLY = {"scheduler": "asha", "grace_epochs": 1, "reduction": 3}
+EARLY = {"scheduler": "asha", "grace_epochs": 2, "reduction": 3}
 WAYS = {
     "full": {"search": "random", "scheduler": "none"},
     "asha": {"search": "random", **EARLY},
