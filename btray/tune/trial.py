@@ -147,9 +147,9 @@ class LearnerTrial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write what the trial, a copy of it, or a bundle goes on from."""
         folder = Path(checkpoint_dir)
+        (folder / _SINCE).write_text(json.dumps(self._since))  # first: no whole one lacks it
         self.learner.save(folder)
         self.learner.save_answers(folder)
-        (folder / _SINCE).write_text(json.dumps(self._since))
 
     def restore(self, checkpoint_path: Any) -> None:  # noqa: ANN401 - Ray's
         """Go on from a checkpoint, or from the newest whole one when it is gone.
