@@ -2,9 +2,12 @@
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from ray.tune import Stopper
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -18,7 +21,7 @@ from btray.errors import UserError
 from btray.tune.dimension import Dimension
 from btray.tune.settings import SweepConfig, TuneConfig
 from btray.tune.space import Space
-from btray.tune.trial import BEST, EPOCHS, POINT
+from btray.tune.trial import BEST, EPOCHS, KEPT, POINT
 
 PERTURBED: Final = (
     "train.learning_rate",
@@ -59,6 +62,60 @@ class Budget(Stopper):
         return self.left <= 0
 
 
+class InStep(PopulationBasedTraining):
+    """PBT whose members wait for each other, so that the same seed copies the same members.
+
+    It goes by what a member is now, not by the best it, or the one it copied, ever was.
+    """
+
+    def __init__(self, seed: int, **settings: Any) -> None:  # noqa: ANN401 - Ray's
+        """Take the seed of all draws, and what Ray's own takes."""
+        super().__init__(synch=True, **settings)
+        self.seed = seed
+
+    def set_search_properties(
+        self,
+        metric: str | None,  # noqa: ARG002 - Ray's
+        mode: str | None,
+        **spec: Any,  # noqa: ANN401 - Ray's
+    ) -> bool:
+        """Take an epoch's own score."""
+        return super().set_search_properties(KEPT, mode, **spec)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:  # noqa: ANN401 - Ray's
+        """Choose the member that is furthest behind.
+
+        Ray's own lets all wait forever for a member that has diverged, and after a restart.
+        """
+        chosen = super().choose_trial_to_run(tune_controller)
+        live = tune_controller.get_live_trials()
+        if chosen is None and live and all(trial.status == Trial.PAUSED for trial in live):
+            reached = max(self._trial_state[trial].last_train_time for trial in live)
+            self._next_perturbation_sync = reached + self._perturbation_interval
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+    def _checkpoint_or_exploit(self, trial: Trial, *others: Any) -> None:  # noqa: ANN401 - Ray's
+        with self._draws(trial):
+            super()._checkpoint_or_exploit(trial, *others)
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Any, Any]:
+        with self._draws(trial):  # between the two a checkpoint is waited for
+            new: tuple[Any, Any] = super()._get_new_config(trial, trial_to_clone)
+            return new
+
+    @contextmanager
+    def _draws(self, trial: Trial) -> Iterator[None]:
+        """Draw by the member and its epoch from Python's generator, which all in a process use."""
+        before = random.getstate()
+        member, state = list(self._trial_state).index(trial), self._trial_state[trial]
+        random.seed(f"{self.seed} {member} {state.last_train_time}")
+        try:
+            yield
+        finally:
+            random.setstate(before)
+
+
 def create_scheduler(config: SweepConfig, space: Space) -> TrialScheduler:
     """Return Ray Tune's scheduler of these settings.
 
@@ -87,7 +144,8 @@ def create_scheduler(config: SweepConfig, space: Space) -> TrialScheduler:
         case "median":
             return MedianStoppingRule(time_attr=EPOCHS, grace_period=tune.grace_epochs, **own)
         case "pbt":
-            return PopulationBasedTraining(
+            return InStep(
+                config.seed,
                 time_attr=EPOCHS,
                 perturbation_interval=tune.perturb_epochs,
                 perturbation_factors=(0.5, 2.0),  # a sweep is short: small steps lead nowhere

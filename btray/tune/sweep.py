@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
 from pyarrow.fs import FileSelector
 from ray import tune
 from ray.train import Checkpoint
@@ -135,9 +133,6 @@ def _run(
     began = time.monotonic()
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _SNAPSHOT
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # btray shows its own
-    if plan.config.tune.scheduler == "pbt":  # it draws from these
-        random.seed(plan.config.seed)
-        np.random.seed(plan.config.seed)
     if watcher is not None:
         watcher.sweep(folder.uri, plan.room.why)
     with accounting(watcher, recorded) as account, _own_errors():

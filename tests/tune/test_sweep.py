@@ -168,10 +168,33 @@ def test_population_based_training_beats_its_members_left_alone(cluster, make_sw
     living = search(
         make_sweep("living", overrides, scheduler="pbt", perturb_epochs=1, **common)
     ).outcome
+    print(
+        "PBT",
+        living.score(living.best),
+        static.score(static.best),
+        [t.point for t in living.trials],
+    )
     assert living.score(living.best) < static.score(static.best) - 0.1
     assert {t.point["train.learning_rate"] for t in living.trials} != {
         p["train.learning_rate"] for p in points
     }
+
+
+def test_a_population_goes_on_without_a_member_that_diverges(cluster, make_sweep, phantom):
+    found = search(
+        make_sweep(
+            "two-of-three",
+            (f"data.dataset={phantom}", "train.epochs=3", "train.optimizer=sgd"),
+            space={"train.learning_rate": "loguniform(1e-5, 1e9)"},
+            points=[{"train.learning_rate": rate} for rate in (1e-3, 1e-2, 1e9)],
+            trials=3,
+            at_once=2,
+            scheduler="pbt",
+            perturb_epochs=1,
+        )
+    ).outcome
+    ends = [(trial.state, len(trial.history)) for trial in found.trials]
+    assert ends == [("finished", 3), ("finished", 3), ("failed", 0)]
 
 
 @pytest.mark.parametrize(
