@@ -1,9 +1,10 @@
 """Weak scaling of `btray train` from one host to two, one thread each, and where the rest goes.
 
-Usage: python benchmarks/scaling.py [--images 512] [--rounds 2] [MODEL …]   (as root; see hosts.py)
+Usage: python benchmarks/scaling.py [--images 512] [--rounds 2] [--size 160] [--batch 16] [MODEL …]
+(as root; see hosts.py)
 
 deploy/clusters/local.yaml is brought up on hosts of a network of their own, which share this
-machine's cores. Every worker has one thread and 16 of a step's images of 160 px:
+machine's cores. Every worker has one thread and `--batch` of a step's images of `--size` pixels:
   one        one worker, and so many images
   apart      two runs of one worker each, at the same time, which know nothing of one another
   two        one run of two workers on two hosts, and twice the images
@@ -24,6 +25,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from hosts import CHECKOUT, Host, Laptop, rack
@@ -32,7 +34,6 @@ from measuring import btray
 from btray.config import ModelConfig
 from btray.core.zoo import create_model
 
-SIZE, BATCH = 160, 16
 MODELS = ("btray_cnn", "tf_efficientnet_lite0")
 ALL_REDUCE = """
 import sys, time, torch
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
@@ -65,9 +68,10 @@ def main() -> None:
         with rack(work / "rack", ("head", "one", "two")) as hosts:
             laptop = Laptop(work / "rack", hosts, cpus=1, head_cpus=1)
             with laptop.cluster(), laptop.dashboard() as url:
+                step = Step(options.batch, options.size)
                 for model in options.models:
                     rounds = [
-                        measure(model, work, laptop, url, number)
+                        measure(model, step, work, laptop, url, number)
                         for number in range(options.rounds)
                     ]
                     medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
@@ -75,19 +79,28 @@ def main() -> None:
     report(figures, options.models)
 
 
-def measure(model: str, work: Path, laptop: Laptop, url: str, number: int) -> dict[str, float]:
+class Step(NamedTuple):
+    """What a worker computes at a time."""
+
+    batch: int
+    size: int
+
+
+def measure(
+    model: str, step: Step, work: Path, laptop: Laptop, url: str, number: int
+) -> dict[str, float]:
     """Return all figures of a model, measured after one another."""
 
     def train(kind: str, workers: int) -> float:
-        return run(laptop, url, model, work, f"{model}-{kind}-{number}", workers)
+        return run(laptop, url, model, step, work, f"{model}-{kind}-{number}", workers)
 
     one = train("one", 1)
     with ThreadPoolExecutor() as pool:
         apart = sum(pool.map(lambda side: train(side, 1), ("left", "right")))
     two = train("two", 2)
-    steps = {"compute": BATCH / compute(model, laptop.workers[0]), "one": BATCH / one}
-    steps |= {"apart": 2 * BATCH / apart, "two": 2 * BATCH / two}
-    reduced = all_reduce(model, laptop.workers)
+    steps = {"compute": step.batch / compute(model, step, laptop.workers[0])}
+    steps |= {"one": step.batch / one, "apart": 2 * step.batch / apart, "two": 2 * step.batch / two}
+    reduced = all_reduce(model, step.size, laptop.workers)
     figures = {
         "one": one,
         "apart": apart,
@@ -105,14 +118,16 @@ def measure(model: str, work: Path, laptop: Laptop, url: str, number: int) -> di
     return figures
 
 
-def run(laptop: Laptop, url: str, model: str, work: Path, name: str, workers: int) -> float:
+def run(
+    laptop: Laptop, url: str, model: str, step: Step, work: Path, name: str, workers: int
+) -> float:
     """Return a run's images a second, the first epoch and the last left out."""
     settings = {
         "data.dataset": work / f"data-{workers}",
-        "data.batch_size": BATCH * workers,
+        "data.batch_size": step.batch * workers,
         "run.storage": work / "runs",
         "run.name": name,
-        "image.size": SIZE,
+        "image.size": step.size,
         "model.name": model,
         "train.workers": workers,
         "train.cpus_per_worker": 1,
@@ -125,17 +140,17 @@ def run(laptop: Laptop, url: str, model: str, work: Path, name: str, workers: in
     return statistics.median(row["images_per_second"] for row in history[1:-1])
 
 
-def compute(model: str, host: Host) -> float:
+def compute(model: str, step: Step, host: Host) -> float:
     """Return images a second of the optimiser step alone, one thread, on a host."""
     script = CHECKOUT / "benchmarks" / "train_throughput.py"
-    asked = f"--only {model} limit kept half"
+    asked = f"--only {model} limit kept {step.batch} {step.size}"
     return float(host.run(f"python {script} {model} {asked}").stdout)
 
 
-def all_reduce(model: str, hosts: list[Host]) -> float:
+def all_reduce(model: str, size: int, hosts: list[Host]) -> float:
     """Return seconds of averaging a model's gradients between two hosts."""
     with torch.device("meta"):
-        network = create_model(ModelConfig(name=model), 4, SIZE)
+        network = create_model(ModelConfig(name=model), 4, size)
     numbers = sum(weights.numel() for weights in network.parameters())
     where = f"{hosts[0].address} {numbers}"
 

@@ -47,6 +47,7 @@ from btray.data.sources.phantom import phantom_patient, phantom_plan
 from btray.data.stream import Rows, Shard
 
 SIZE, BATCH, CLASSES = 160, 32, 4
+HALF = str(BATCH // 2)
 STEPS, WARM_UP = 40, 8
 MODELS = ("mobilenetv3_small_100", "btray_cnn")
 SPLITS = ("--validation", "0.1", "--test", "0.05")
@@ -88,7 +89,7 @@ def measure(model: str, work: Path, number: int) -> dict[str, float]:
     """Return all figures of one model, measured after one another."""
     figures = {"limit": alone(model, "limit"), "limit_kept": alone(model, "limit", "kept")}
     with ThreadPoolExecutor() as pool:
-        figures["two"] = sum(pool.map(lambda _: alone(model, "limit", "kept", "half"), range(2)))
+        figures["two"] = sum(pool.map(lambda _: alone(model, "limit", "kept", HALF), range(2)))
     loaders = {n: alone(model, "plain", str(work / "images"), str(n)) for n in (0, 1, 2)}
     figures |= {f"plain_{count}_loaders": rate for count, rate in loaders.items()}
     figures["plain"] = max(loaders.values())
@@ -118,11 +119,12 @@ def only(model: str, what: str, *arguments: str) -> float:
     if what == "plain":
         folder, loaders = arguments
         return plain(model, Path(folder), int(loaders))
-    if arguments:
+    kept, *numbers = arguments or ("",)
+    if kept:
         keep_freed_memory()
-    if "half" in arguments:
+    if numbers:  # of images, and of pixels
         torch.set_num_threads(1)
-    return limit(model, BATCH // 2 if "half" in arguments else BATCH)
+    return limit(model, *map(int, numbers))
 
 
 def write_slices(folder: Path, images: int) -> None:
@@ -135,13 +137,13 @@ def write_slices(folder: Path, images: int) -> None:
             picture.save(target / f"{patient:05d}-{number}.jpg", quality=90)
 
 
-def limit(name: str, size: int) -> float:
+def limit(name: str, batch_size: int = BATCH, size: int = SIZE) -> float:
     """Return images a second of btray's own step on a batch of tensors that lie ready."""
-    model = create_model(ModelConfig(name=name), CLASSES, SIZE)
+    model = create_model(ModelConfig(name=name), CLASSES, size)
     config = TrainConfig(warmup_epochs=0)
     optimizer = create_optimizer(model, config)
-    batch = (torch.randn(size, 1, SIZE, SIZE), torch.randint(CLASSES, (size,)))
-    clock = Clock(size)
+    batch = (torch.randn(batch_size, 1, size, size), torch.randint(CLASSES, (batch_size,)))
+    clock = Clock(batch_size)
 
     def ready() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(WARM_UP + STEPS):

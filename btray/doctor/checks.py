@@ -156,6 +156,24 @@ def check_ports(answers: Sequence[Answer]) -> Check:
     return Check("ports", Status.ok, "every node reaches every other and the head")
 
 
+def check_neighbours(address: str, answers: Sequence[Answer]) -> Check:
+    """No node belongs to another cluster beside this one at `address`."""
+    others = {
+        answer.name: ", ".join(other for other in answer.facts.clusters if other != address)
+        for answer in answers
+        if answer.facts is not None
+    }
+    found = "; ".join(f"{name}: also of {other}" for name, other in others.items() if other)
+    if found:
+        advice = (
+            "end the other (`ray stop` ends all of a machine's), or use it: RAY_ADDRESS=…; they "
+            "count the same cores twice, and jobs and runs of two on one machine get in each "
+            "other's way"
+        )
+        return Check("neighbours", Status.warn, found, advice)
+    return Check("neighbours", Status.ok, "no node belongs to another cluster")
+
+
 def check_authentication(on: bool, dashboard: str) -> Check:
     """Ask for a token, and keep the dashboard private."""
     private = dashboard.rpartition(":")[0] in {"127.0.0.1", "localhost", "::1", "[::1]", ""}

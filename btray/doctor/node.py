@@ -62,6 +62,8 @@ class NodeFacts:
     nccl: str | None = None
     gpu_error: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    clusters: tuple[str, ...] = ()
+    """Addresses of all Ray clusters with processes on the node."""
 
 
 def look(questions: Questions) -> NodeFacts:
@@ -92,8 +94,15 @@ def look(questions: Questions) -> NodeFacts:
         cuda=cuda,
         nccl=nccl,
         gpu_error=gpu_error,
+        clusters=_clusters(),
         clock=time.time(),
     )
+
+
+def _clusters() -> tuple[str, ...]:
+    from ray._private.services import _find_address_from_flag  # the public one keeps its answer
+
+    return tuple(sorted(_find_address_from_flag("--gcs-address")))
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from btray.cli.doctor import doctor
 from btray.config import resolve_config
@@ -25,6 +26,9 @@ def test_a_sound_cluster_passes_and_nothing_is_left(cluster, tmp_path):
     assert found["nodes"].found == "1 of 1 answer"
     assert found["storage"].status == found["ports"].status == "ok"
     assert found["authentication"].found == "token; the dashboard is private"
+    own = ray.get_runtime_context().gcs_address
+    assert own in look(Questions(str(tmp_path), "marker", ())).clusters
+    assert own not in found["neighbours"].found
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -168,12 +168,6 @@ def test_population_based_training_beats_its_members_left_alone(cluster, make_sw
     living = search(
         make_sweep("living", overrides, scheduler="pbt", perturb_epochs=1, **common)
     ).outcome
-    print(
-        "PBT",
-        living.score(living.best),
-        static.score(static.best),
-        [t.point for t in living.trials],
-    )
     assert living.score(living.best) < static.score(static.best) - 0.1
     assert {t.point["train.learning_rate"] for t in living.trials} != {
         p["train.learning_rate"] for p in points
