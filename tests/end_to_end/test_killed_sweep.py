@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -30,21 +31,41 @@ def finished(epochs):
     return {name for name, seen in epochs.items() if seen and seen[-1] == EPOCHS - 1}
 
 
-def test_finished_trials_are_kept_and_none_is_run_twice(
-    cluster_address, phantom, tmp_path, train_options
-):
-    space = "{train.learning_rate: 'loguniform(1e-4, 1e-2)'}"
-    settings = {
-        "data.dataset": phantom, "run.storage": tmp_path, "run.name": "sweep",
-        "train.workers": 1, "train.epochs": EPOCHS, "train.patience": 0, "tune.trials": 6,
-        "tune.search": "random", "tune.scheduler": "none", "tune.at_once": 2, "tune.space": space,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "btray", "tune", *train_options(**settings)]
-    environment = os.environ | {"RAY_ADDRESS": cluster_address, "RAY_AUTH_MODE": "token"}
+@pytest.fixture
+def start(cluster_address, phantom, tmp_path, train_options):
+    def start(**tune):
+        space = "{train.learning_rate: 'loguniform(1e-4, 1e-2)'}"
+        settings = {
+            "data.dataset": phantom, "run.storage": tmp_path, "run.name": "sweep",
+            "train.workers": 1, "train.epochs": EPOCHS, "train.patience": 0,
+            "tune.search": "random", "tune.at_once": 2, "tune.space": space,
+        }  # fmt: skip
+        settings |= {f"tune.{name}": value for name, value in tune.items()}
+        return subprocess.Popen(
+            [sys.executable, "-m", "btray", "tune", *train_options(**settings)],
+            env=os.environ | {"RAY_ADDRESS": cluster_address, "RAY_AUTH_MODE": "token"},
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def test_a_population_goes_on(start, tmp_path):
+    folder = tmp_path / "sweep"
+    with start(scheduler="pbt", trials=3, perturb_epochs=2) as process:
+        while process.poll() is None and sorted(map(len, told(folder).values()))[:1] < [6]:
+            time.sleep(0.1)
+        process.kill()
+    epochs = told(folder)
+    assert len(epochs) == 3
+    assert not finished(epochs)
+    trials = resume(str(folder)).outcome.trials
+    assert [trial.state for trial in trials] == ["finished"] * 3
+
+
+def test_finished_trials_are_kept_and_none_is_run_twice(start, tmp_path):
     over = 0
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
+    with start(scheduler="none", trials=6) as process:
         for line in process.stderr:
             over += line.startswith("trial ") and " finished " in line
             if over == 3:
