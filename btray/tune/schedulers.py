@@ -37,6 +37,25 @@ PERTURBED: Final = (
 """What PBT may change within a trial, besides `augment`: what fits any checkpoint."""
 
 
+TELLING: Final = 50
+"""Batches after which scores begin to say how a trial will end. Measured on btray_cnn: after 30 the
+later best were not yet among the better ones, after 70 they were (docs/benchmarks.md)."""
+
+
+def doubt(config: SweepConfig, rows: int) -> str:
+    """Return what speaks against ending trials as early as asked, or ''; `rows` are of train."""
+    batches = max(1, rows // config.data.batch_size)
+    grace, epochs = config.tune.grace_epochs, config.train.epochs
+    longer = math.ceil(TELLING / batches)
+    if config.tune.scheduler not in ("asha", "median") or longer <= grace or grace >= epochs:
+        return ""
+    advice = f"tune.grace_epochs={longer}, or " if longer < epochs else ""
+    return (
+        f"a trial may end after {batches * grace} batches, when its scores say little yet: better "
+        f"{advice}a smaller data.batch_size"
+    )
+
+
 def pauses(tune: TuneConfig) -> bool:
     """Say whether a scheduler pauses trials until others have come as far.
 

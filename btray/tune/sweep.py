@@ -37,7 +37,7 @@ from btray.tune.plan import Plan, Shared, make_plan, share
 from btray.tune.refit import refit
 from btray.tune.report import write_outcome, write_report
 from btray.tune.reporter import Reporter, Watcher, accounting
-from btray.tune.schedulers import Budget, create_scheduler, pauses
+from btray.tune.schedulers import Budget, create_scheduler, doubt, pauses
 from btray.tune.searchers import known_trials, sampler
 from btray.tune.settings import SweepConfig
 from btray.tune.space import Space, merged
@@ -134,7 +134,9 @@ def _run(
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _SNAPSHOT
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # btray shows its own
     if watcher is not None:
-        watcher.sweep(folder.uri, plan.room.why)
+        rows = plan.dataset.count("train")
+        why = "; ".join(filter(None, (plan.room.why, doubt(plan.config, rows))))
+        watcher.sweep(folder.uri, why)
     with accounting(watcher, recorded) as account, _own_errors():
         tuner.fit()
     reporter = account.reporter
