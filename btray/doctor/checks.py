@@ -156,21 +156,20 @@ def check_ports(answers: Sequence[Answer]) -> Check:
     return Check("ports", Status.ok, "every node reaches every other and the head")
 
 
-def check_neighbours(address: str, answers: Sequence[Answer]) -> Check:
-    """No node belongs to another cluster beside this one at `address`."""
-    others = {
-        answer.name: ", ".join(other for other in answer.facts.clusters if other != address)
+def check_neighbours(answers: Sequence[Answer]) -> Check:
+    """No node belongs to another cluster beside this one."""
+    others = [
+        f"{answer.name}: also of {', '.join(answer.facts.clusters)}"
         for answer in answers
-        if answer.facts is not None
-    }
-    found = "; ".join(f"{name}: also of {other}" for name, other in others.items() if other)
-    if found:
+        if answer.facts is not None and answer.facts.clusters
+    ]
+    if others:
         advice = (
             "end the other (`ray stop` ends all of a machine's), or use it: RAY_ADDRESS=…; they "
             "count the same cores twice, and jobs and runs of two on one machine get in each "
             "other's way"
         )
-        return Check("neighbours", Status.warn, found, advice)
+        return Check("neighbours", Status.warn, "; ".join(others), advice)
     return Check("neighbours", Status.ok, "no node belongs to another cluster")
 
 

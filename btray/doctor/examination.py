@@ -65,7 +65,7 @@ def _judge(
     yield _storage(storage, own, answers)
     yield checks.check_clocks(answers)
     yield checks.check_ports(answers)
-    yield checks.check_neighbours(_address(), answers)
+    yield checks.check_neighbours(answers)
     yield checks.check_authentication(*_authentication())
     yield checks.check_disks(answers)
     yield checks.check_memory(answers)
@@ -95,17 +95,11 @@ def cluster_nodes() -> list[ClusterNode]:
     ]
 
 
-def _address() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)
-
-
 def _doors() -> tuple[tuple[str, int], ...]:
     """Return where the head and every node listen for the others."""
     import ray
 
-    head, _, port = _address().rpartition(":")
+    head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     doors = [(head, int(port))]
     for node in ray.nodes():
         if node["Alive"]:

@@ -63,7 +63,7 @@ class NodeFacts:
     gpu_error: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     clusters: tuple[str, ...] = ()
-    """Addresses of all Ray clusters with processes on the node."""
+    """Addresses of other Ray clusters with a process on the node."""
 
 
 def look(questions: Questions) -> NodeFacts:
@@ -100,9 +100,11 @@ def look(questions: Questions) -> NodeFacts:
 
 
 def _clusters() -> tuple[str, ...]:
+    import ray
     from ray._private.services import _find_address_from_flag  # the public one keeps its answer
 
-    return tuple(sorted(_find_address_from_flag("--gcs-address")))
+    own = ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
+    return tuple(sorted(_find_address_from_flag("--gcs-address") - {own}))
 
 
 def _version(package: str) -> str | None:

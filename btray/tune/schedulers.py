@@ -84,13 +84,16 @@ class Budget(Stopper):
 class InStep(PopulationBasedTraining):
     """PBT whose members wait for each other, so that the same seed copies the same members.
 
-    It goes by what a member is now, not by the best it, or the one it copied, ever was.
+    Ray's own synchronous one waits forever for a member that failed or that a restart left at
+    another epoch, copies onto a member whose own checkpoint is still being written, and goes by
+    the best a member, or the one it copied, ever was; this one by what it is now.
     """
 
     def __init__(self, seed: int, **settings: Any) -> None:  # noqa: ANN401 - Ray's
         """Take the seed of all draws, and what Ray's own takes."""
         super().__init__(synch=True, **settings)
         self.seed = seed
+        self._copies: list[Trial] = []
 
     def set_search_properties(
         self,
@@ -101,34 +104,62 @@ class InStep(PopulationBasedTraining):
         """Take an epoch's own score."""
         return super().set_search_properties(KEPT, mode, **spec)
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:  # noqa: ANN401 - Ray's
-        """Choose the member that is furthest behind.
+    def on_trial_result(
+        self,
+        tune_controller: Any,  # noqa: ANN401, ARG002 - Ray's
+        trial: Trial,
+        result: dict[str, Any],
+    ) -> str:
+        """Pause a member that has come far enough."""
+        state, epochs = self._trial_state[trial], result[EPOCHS]
+        if epochs - state.last_perturbation_time < self._perturbation_interval:
+            return TrialScheduler.CONTINUE
+        self._save_trial_state(state, epochs, result, trial)
+        return TrialScheduler.PAUSE
 
-        Ray's own lets all wait forever for a member that has diverged, and after a restart.
-        """
-        chosen = super().choose_trial_to_run(tune_controller)
-        live = tune_controller.get_live_trials()
-        if chosen is None and live and all(trial.status == Trial.PAUSED for trial in live):
-            reached = max(self._trial_state[trial].last_train_time for trial in live)
-            self._next_perturbation_sync = reached + self._perturbation_interval
-            chosen = super().choose_trial_to_run(tune_controller)
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:  # noqa: ANN401 - Ray's
+        """Choose a copy, or else the member furthest behind; let them copy when all wait."""
+        chosen = self._next(tune_controller)
+        live = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
+        waiting = (t.status == Trial.PAUSED and not t.temporary_state.saving_to for t in live)
+        if chosen is None and live and all(waiting):
+            self._exchange(tune_controller, live)
+            chosen = self._next(tune_controller)
         return chosen
 
-    def _checkpoint_or_exploit(self, trial: Trial, *others: Any) -> None:  # noqa: ANN401 - Ray's
-        with self._draws(trial):
-            super()._checkpoint_or_exploit(trial, *others)
+    def _next(self, tune_controller: Any) -> Trial | None:  # noqa: ANN401 - Ray's
+        behind = [
+            trial
+            for trial in tune_controller.get_trials()
+            if trial.status in (Trial.PENDING, Trial.PAUSED)
+            and self._trial_state[trial].last_train_time < self._next_perturbation_sync
+        ]
+        # Copies first: the member copied from removes old checkpoints as it goes on.
+        first = [trial for trial in behind if trial in self._copies] or behind
+        return min(first, key=lambda t: self._trial_state[t].last_train_time, default=None)
+
+    def _exchange(self, tune_controller: Any, live: list[Trial]) -> None:  # noqa: ANN401 - Ray's
+        lower, upper = self._quantiles()
+        for trial in (*upper, *lower):
+            with self._draws(trial, "whom"):
+                self._checkpoint_or_exploit(trial, tune_controller, upper, lower)
+        for state in (self._trial_state[trial] for trial in live):
+            state.last_perturbation_time = state.last_train_time
+        reached = max(self._trial_state[trial].last_train_time for trial in live)
+        self._next_perturbation_sync = reached + self._perturbation_interval
+        self._copies = lower
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Any, Any]:
-        with self._draws(trial):  # between the two a checkpoint is waited for
+        with self._draws(trial, "what"):
             new: tuple[Any, Any] = super()._get_new_config(trial, trial_to_clone)
             return new
 
     @contextmanager
-    def _draws(self, trial: Trial) -> Iterator[None]:
+    def _draws(self, trial: Trial, what: str) -> Iterator[None]:
         """Draw by the member and its epoch from Python's generator, which all in a process use."""
         before = random.getstate()
         member, state = list(self._trial_state).index(trial), self._trial_state[trial]
-        random.seed(f"{self.seed} {member} {state.last_train_time}")
+        random.seed(f"{self.seed} {member} {state.last_train_time} {what}")
         try:
             yield
         finally:

@@ -166,7 +166,7 @@ def test_population_based_training_beats_its_members_left_alone(cluster, make_sw
     )
     static = search(make_sweep("static", overrides, **common)).outcome
     living = search(
-        make_sweep("living", overrides, scheduler="pbt", perturb_epochs=1, **common)
+        make_sweep("living", overrides, scheduler="pbt", perturb_epochs=2, **common)
     ).outcome
     assert living.score(living.best) < static.score(static.best) - 0.1
     assert {t.point["train.learning_rate"] for t in living.trials} != {
