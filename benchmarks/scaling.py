@@ -47,6 +47,7 @@ for step in range(40):
         started = time.perf_counter()
     dist.all_reduce(gradients)
 print((time.perf_counter() - started) / 30)
+dist.destroy_process_group()
 """
 
 
@@ -104,6 +105,7 @@ def measure(count: int, models: list[str], step: Step, work: Path, name: str) ->
         with laptop.cluster(), laptop.dashboard() as url:
             for model in models:
                 trained = run(laptop, url, model, step, work, f"{name}-{model}", count)
+                print(f"# {count}: {trained:.1f} images/s", file=sys.stderr, flush=True)
                 with ThreadPoolExecutor() as pool:
                     computing = [pool.submit(compute, model, step, h) for h in laptop.workers]
                     computed = min(one.result() for one in computing)
