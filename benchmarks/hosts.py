@@ -15,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,6 @@ class Host:
     home: Path
     pid: int
     """Of its first process, as this machine counts them."""
-    pinned: tuple[str, ...] = ()
-    """What begins every command that is to stay on the host's own core, where it has one."""
 
     def run(self, command: str) -> "subprocess.CompletedProcess[str]":
         """Run a shell command there, as one at its keyboard would."""
@@ -100,7 +98,7 @@ class Host:
         home = {"HOME": str(self.home), "PATH": f"{self.home}/btray/bin:{os.environ['PATH']}"}
         plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         done = subprocess.run(
-            [*self.pinned, *enter, "bash", "-c", command], capture_output=True, text=True, cwd="/",
+            [*enter, "bash", "-c", command], capture_output=True, text=True, cwd="/",
             env=plain | home,
         )  # fmt: skip
         if done.returncode:
@@ -120,13 +118,8 @@ def _port(address: str) -> str:
 
 
 @contextmanager
-def rack(
-    folder: Path, names: tuple[str, ...], cores: Sequence[int] | None = None
-) -> Iterator[list[Host]]:
-    """Make hosts and the switch between them and this machine, and take all away again.
-
-    With `cores`, each host has one of this machine's, and nothing on it uses another.
-    """
+def rack(folder: Path, names: tuple[str, ...]) -> Iterator[list[Host]]:
+    """Make hosts and the switch between them and this machine, and take all away again."""
     network = f"10.213.{os.getpid() % 250}"
     switch = f"btray{os.getpid() % 250}"
     (folder / "laptop").mkdir(parents=True)
@@ -141,24 +134,15 @@ def rack(
         _ip("link", "set", switch, "up")
         addresses = {name: f"{network}.{number}" for number, name in enumerate(names, 10)}
         known = "".join(f"{address} {name}\n" for name, address in addresses.items())
-        pinned: list[tuple[str, ...]] = [()] * len(names)
-        if cores is not None:
-            pinned = [("taskset", "--cpu-list", str(core)) for core in cores]
         yield [
-            stack.enter_context(_host(folder / name, name, address, switch, key, known, own))
-            for (name, address), own in zip(addresses.items(), pinned, strict=True)
+            stack.enter_context(_host(folder / name, name, address, switch, key, known))
+            for name, address in addresses.items()
         ]
 
 
 @contextmanager
 def _host(
-    folder: Path,
-    name: str,
-    address: str,
-    switch: str,
-    key: Path,
-    known: str,
-    pinned: tuple[str, ...],
+    folder: Path, name: str, address: str, switch: str, key: Path, known: str
 ) -> Iterator[Host]:
     home = folder / "home"
     shutil.copytree("/etc/skel", home)
@@ -174,7 +158,7 @@ def _host(
     apart = ["--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [*pinned, "setpriv", "--pdeathsig", "KILL", "unshare", *apart, "bash", "-c", boot],
+            ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, "bash", "-c", boot],
             stdout=log, stderr=log, cwd="/",
         )  # fmt: skip
     try:
@@ -183,13 +167,10 @@ def _host(
             "peer", "name", "eth0", "netns", str(pid))  # fmt: skip
         _ip("link", "set", _port(address), "master", switch)
         _ip("link", "set", _port(address), "up")
-        yield Host(name, address, home, pid, pinned)
+        yield Host(name, address, home, pid)
     finally:
         process.kill()  # and with it, all processes of the host
         process.wait()
-        # The kernel takes its end of the cable away later than the next rack may be made.
-        cable = ["ip", "link", "del", _port(address)]
-        subprocess.run(cable, check=False, capture_output=True)
 
 
 def _first_process(process: "subprocess.Popen[bytes]") -> int:

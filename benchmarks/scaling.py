@@ -3,16 +3,16 @@
 Usage: python benchmarks/scaling.py [--images 512] [--rounds 2] [--size 160] [--batch 16] [MODEL …]
 (as root; see hosts.py)
 
-deploy/clusters/local.yaml is brought up on hosts of a network of their own, each with one core of
-this machine and no other: the cluster's head and the first training host on one, the second host on
-the other. So a host's training shares its core with what Ray runs there, as it does on a machine
-of its own. Every worker has one thread and `--batch` of a step's images of `--size` pixels:
-  one        the head and one host, and so many images
-  two        the head and two hosts, one run of two workers, and twice the images
-`two` against twice `one` is the weak scaling. Of a step of `two`, in milliseconds:
+deploy/clusters/local.yaml is brought up on hosts of a network of their own, which share this
+machine's cores. Every worker has one thread and `--batch` of a step's images of `--size` pixels:
+  one        one worker, and so many images
+  apart      two runs of one worker each, at the same time, which know nothing of one another
+  two        one run of two workers on two hosts, and twice the images
+`two` against twice `one` is the weak scaling, `two` against `apart` what is left of it to btray.
+Of a step of `two`, in milliseconds:
   compute    the optimiser step of one worker on tensors that lie ready
-  rest       what batches, their augmentation and Ray's processes on the core add to it (`one`)
-  machine    what the same steps on the other core at the same time add: shared caches and memory
+  data       what batches, their augmentation and the rest of the loop add to it (`one`)
+  machine    what a second run beside it adds (`apart`): shared caches and memory, the head
   together   what remains: averaging the gradients as far as it is not hidden behind computing, and
              waiting for the slower worker
   all_reduce averaging that many gradients between the hosts by gloo alone, for comparison
@@ -60,24 +60,23 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
-    step = Step(options.batch, options.size)
-    rounds: dict[str, list[dict[str, float]]] = {model: [] for model in options.models}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
         work = Path(temporary)
         for copies in (1, 2):
             images = options.images * copies
             btray("data", "phantom", work / f"data-{copies}", "--images", images)
-        for number in range(options.rounds):
-            one = measure(1, options.models, step, work, f"rack-{number}-1")
-            two = measure(2, options.models, step, work, f"rack-{number}-2")
-            for model in options.models:
-                rounds[model].append(taken_apart(step, one[model], two[model]))
-                print(f"# {model}: {json.dumps(rounds[model][-1])}", file=sys.stderr, flush=True)
-    figures = {
-        f"{model}_{key}": statistics.median(one[key] for one in found)
-        for model, found in rounds.items()
-        for key in found[0]
-    }
+        with rack(work / "rack", ("head", "one", "two")) as hosts:
+            laptop = Laptop(work / "rack", hosts, cpus=1, head_cpus=1)
+            with laptop.cluster(), laptop.dashboard() as url:
+                step = Step(options.batch, options.size)
+                for model in options.models:
+                    rounds = [
+                        measure(model, step, work, laptop, url, number)
+                        for number in range(options.rounds)
+                    ]
+                    medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+                    figures |= {f"{model}_{key}": value for key, value in medians.items()}
     report(figures, options.models)
 
 
@@ -88,48 +87,36 @@ class Step(NamedTuple):
     size: int
 
 
-class Rates(NamedTuple):
-    """Images a second of a cluster with one training host, or two; and seconds."""
+def measure(
+    model: str, step: Step, work: Path, laptop: Laptop, url: str, number: int
+) -> dict[str, float]:
+    """Return all figures of a model, measured after one another."""
 
-    trained: float
-    computed: float
-    """A host's, while the others compute too."""
-    reduced: float
+    def train(kind: str, workers: int) -> float:
+        return run(laptop, url, model, step, work, f"{model}-{kind}-{number}", workers)
 
-
-def measure(count: int, models: list[str], step: Step, work: Path, name: str) -> dict[str, Rates]:
-    """Return every model's rates on the head and so many hosts."""
-    found = {}
-    with rack(work / name, ("head", "one", "two")[: 1 + count], (0, 0, 1)[: 1 + count]) as hosts:
-        laptop = Laptop(work / name, hosts, cpus=1, head_cpus=1)
-        with laptop.cluster(), laptop.dashboard() as url:
-            for model in models:
-                trained = run(laptop, url, model, step, work, f"{name}-{model}", count)
-                print(f"# {count}: {trained:.1f} images/s", file=sys.stderr, flush=True)
-                with ThreadPoolExecutor() as pool:
-                    computing = [pool.submit(compute, model, step, h) for h in laptop.workers]
-                    computed = min(one.result() for one in computing)
-                reduced = all_reduce(model, step.size, laptop.workers) if count > 1 else 0.0
-                found[model] = Rates(trained, computed, reduced)
-    return found
-
-
-def taken_apart(step: Step, one: Rates, two: Rates) -> dict[str, float]:
-    """Return weak scaling, and where a step's time goes."""
-    milliseconds = 1000 * step.batch
-    alone, beside = milliseconds / one.computed, milliseconds / two.computed
-    trained, together = milliseconds / one.trained, 2 * milliseconds / two.trained
-    return {
-        "one": one.trained,
-        "two": two.trained,
-        "weak_scaling": two.trained / (2 * one.trained),
-        "step_ms": together,
-        "compute_ms": alone,
-        "rest_ms": trained - alone,
-        "machine_ms": beside - alone,
-        "together_ms": together - trained - (beside - alone),
-        "all_reduce_ms": 1000 * two.reduced,
+    one = train("one", 1)
+    with ThreadPoolExecutor() as pool:
+        apart = sum(pool.map(lambda side: train(side, 1), ("left", "right")))
+    two = train("two", 2)
+    steps = {"compute": step.batch / compute(model, step, laptop.workers[0])}
+    steps |= {"one": step.batch / one, "apart": 2 * step.batch / apart, "two": 2 * step.batch / two}
+    reduced = all_reduce(model, step.size, laptop.workers)
+    figures = {
+        "one": one,
+        "apart": apart,
+        "two": two,
+        "weak_scaling": two / (2 * one),
+        "two_vs_apart": two / apart,
+        "compute_ms": 1000 * steps["compute"],
+        "data_ms": 1000 * (steps["one"] - steps["compute"]),
+        "machine_ms": 1000 * (steps["apart"] - steps["one"]),
+        "together_ms": 1000 * (steps["two"] - steps["apart"]),
+        "all_reduce_ms": 1000 * reduced,
+        "step_ms": 1000 * steps["two"],
     }
+    print(f"# {model}: {json.dumps(figures)}", file=sys.stderr)
+    return figures
 
 
 def run(
@@ -181,7 +168,7 @@ def report(figures: dict[str, float], models: list[str]) -> None:
     rows = [key.removeprefix(f"{models[0]}_") for key in figures if key.startswith(models[0])]
     print(f"{'':16}" + "".join(f"{model:>24}" for model in models))
     for row in rows:
-        digits = 2 if row == "weak_scaling" else 1
+        digits = 2 if row in {"weak_scaling", "two_vs_apart"} else 1
         values = (figures[f"{model}_{row}"] for model in models)
         print(f"{row:16}" + "".join(f"{value:24.{digits}f}" for value in values))
     print(json.dumps({key: round(value, 4) for key, value in figures.items()}))
