@@ -38,8 +38,8 @@ PERTURBED: Final = (
 
 
 TELLING: Final = 50
-"""Batches after which scores begin to say how a trial will end. Measured on btray_cnn: after 30 the
-later best were not yet among the better ones, after 70 they were (docs/benchmarks.md)."""
+"""Batches after which scores begin to say how a trial will end. Seen with btray_cnn: after 30 the
+later best were often not yet among the better ones, after 70 they were (docs/benchmarks.md)."""
 
 
 def doubt(config: SweepConfig, rows: int) -> str:

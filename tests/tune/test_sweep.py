@@ -154,6 +154,7 @@ def test_trials_of_two_workers(cluster, make_sweep):
     assert alone.bundle.card.weights_sha256 == done.bundle.card.weights_sha256
 
 
+@pytest.mark.timeout(600)  # two sweeps; a pause of the second costs a process start
 def test_population_based_training_beats_its_members_left_alone(cluster, make_sweep, phantom):
     space = {"train.learning_rate": "loguniform(1e-5, 1e-2)"}
     points = [{"train.learning_rate": rate} for rate in (1e-5, 2e-5, 4e-5, 8e-5)]
